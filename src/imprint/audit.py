@@ -1,0 +1,93 @@
+"""`Audit`: the records of one split, encoded once, and what scoring them leaves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from imprint.data import Pool, make_split
+from imprint.data.tokens import Encoded, Encoder
+from imprint.spec import DataSpec
+from imprint.types import Example, TokenStats
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything about the data of a cell that does not depend on the method.
+
+    Attributes:
+        scored: encoded members, non-members and validation records, in this order.
+        roles: `member`, `nonmember` or `validation` for each of them.
+        tuned: the records to train on: the members, and the extra ones if `tune_on` asks for more.
+    """
+
+    examples: tuple[Example, ...]
+    scored: tuple[Encoded, ...]
+    roles: tuple[str, ...]
+    tuned: tuple[Encoded, ...]
+    dropped: dict[str, int]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one scoring pass."""
+        return sum(len(record) for record in self.scored)
+
+    def stats(self, model: nn.Module, budget: int, progress: Callable[[int], None] | None = None) -> TokenStats:
+        """Score every record with `model`."""
+        from imprint.scoring.score import token_stats
+
+        return token_stats(model, self.scored, budget, progress)
+
+    def records(self) -> pa.Table:
+        """One row per scored record; no text."""
+        return pa.table(
+            {
+                "id": [example.id for example in self.examples],
+                "role": list(self.roles),
+                "group": [example.group or example.id for example in self.examples],
+                "scored_tokens": pa.array([int(record.scored.sum()) for record in self.scored], pa.int32()),
+                "zlib_bytes": pa.array([record.zlib_bytes for record in self.scored], pa.int64()),
+                "cut": [record.cut for record in self.scored],
+            }
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Counts for the table and the report: who was used, what was dropped, what was cut."""
+        everyone = {record.id: record for record in (*self.scored, *self.tuned)}.values()
+        cut = Counter(record.cut for record in everyone)
+        counts = Counter(self.roles)
+        return {
+            "counts": {
+                "members": counts["member"],
+                "nonmembers": counts["nonmember"],
+                "validation": counts["validation"],
+                "tuned": len(self.tuned),
+            },
+            "dropped": self.dropped,
+            "truncated": {part: cut[part] for part in ("prompt", "target")},
+            "tokens": self.tokens,
+        }
+
+
+def prepare(pool: Pool, spec: DataSpec, seed: int, tokenizer: Any) -> Audit:
+    """Split the pool and encode what the split needs.
+
+    Raises:
+        DataError: fewer usable records than asked for, or a record too long where `overlong` is `refuse`.
+    """
+    assert spec.max_length is not None  # resolved by the plan
+    encoder = Encoder(tokenizer, spec.max_length, spec.overlong)
+    split = make_split(pool, spec, seed, encoder.usable)
+    examples = (*split.members, *split.nonmembers, *split.validation)
+    roles = ["member"] * len(split.members) + ["nonmember"] * len(split.nonmembers)
+    roles += ["validation"] * len(split.validation)
+    scored = tuple(encoder(example) for example in examples)
+    tuned = scored[: len(split.members)] + tuple(encoder(example) for example in split.extra)
+    return Audit(examples, scored, tuple(roles), tuned, dict(split.dropped))

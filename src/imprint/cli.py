@@ -1,0 +1,109 @@
+"""The command line. Heavy imports wait until a command needs them: `imprint --help` loads no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from imprint.errors import ImprintError
+
+app = typer.Typer(
+    help="How much does a fine-tuned language model remember of its fine-tuning data?",
+    epilog="Exit codes: 0 pass; 1 leakage over budget; 2 audit invalid; 3 could not finish; 64 wrong request.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[Path, typer.Argument(help="Recipe in YAML; every list in it is an axis of the grid.")],
+    out: Annotated[Optional[Path], typer.Option(help="Output folder (default: runs/NAME OF THE RECIPE).")] = None,
+    set_: Annotated[
+        Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in train.epochs=3.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    token_budget: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass, padding included.")] = 4096,
+) -> None:
+    """Tune and measure every cell of a recipe; the same command again finishes what is missing."""
+    quiet_libraries()
+    from rich.console import Console
+
+    from imprint.progress import ConsoleProgress
+    from imprint.report import budget_exit_code, print_summary, write_report
+    from imprint.results import load_grid
+    from imprint.run import run
+    from imprint.spec import Runtime
+
+    console = Console()
+    folder = out or Path("runs") / recipe.stem
+    frame = run(recipe, folder, set_ or (), Runtime(device=device, token_budget=token_budget), ConsoleProgress(console))
+    grid = load_grid(folder)
+    print_summary(grid, frame, console)
+    console.print(f"Report: {write_report(folder)}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(_exit_code(grid, frame))
+
+
+def _exit_code(grid: Grid, frame: pd.DataFrame) -> int:
+    """3 where a cell could not finish, 1 where a budget is given and no cell keeps it, else 0."""
+    from imprint.report import within_budget
+
+    if any(cell.outcome["status"] in ("failed", "unfinished") for cell in grid.cells):
+        return 3
+    verdicts = [within_budget(grid, frame, cell) for cell in grid.cells]
+    return 1 if grid.budget and not any(verdicts) else 0
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(help="Output folder of `imprint run`.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+) -> None:
+    """Recompute every number from the stored evidence and write the HTML report; needs no GPU and no torch."""
+    from rich.console import Console
+
+    from imprint.report import print_summary, to_markdown, write_report
+    from imprint.results import load_grid, write_results
+
+    grid = load_grid(folder)
+    frame = write_results(grid)
+    console = Console()
+    if markdown:
+        print(to_markdown(grid, frame))
+    else:
+        print_summary(grid, frame, console)
+    report = write_report(folder)
+    if not markdown:
+        console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("version")
+def version_command() -> None:
+    """Print the version."""
+    from imprint import __version__
+
+    print(__version__)
+
+
+def quiet_libraries() -> None:
+    """Imprint says what matters itself; the libraries' bars and advice would bury it."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def main() -> None:
+    """Entry point: every expected error is one sentence on stderr and its documented exit code."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except ImprintError as error:
+        print(f"imprint: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

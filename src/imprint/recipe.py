@@ -1,0 +1,278 @@
+"""A recipe: YAML in which every list is an axis. `plan` turns it into cells whose every option is resolved."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator
+
+from imprint.attacks import ATTACKS
+from imprint.data import Pool, read_pool, resolve_sizes
+from imprint.errors import UsageError, unknown
+from imprint.spec import (
+    VIRTUAL_TOKEN_ROOM,
+    Budget,
+    DataSpec,
+    MethodSpec,
+    ModelSpec,
+    RunSpec,
+    Strict,
+    TrainSpec,
+    content_key,
+    validated,
+)
+from imprint.tuning.locate import Located, locate
+from imprint.tuning.methods import METHODS, resolve_method
+
+PAPER_METHODS = ("head", "lora", "prefix", "prompt", "p_tuning")
+LONGEST_DEFAULT = 1024
+
+
+class Recipe(Strict):
+    """The keys of a recipe. Any list, `attacks` excepted, is an axis of the grid."""
+
+    model: ModelSpec
+    """Hub id, folder, shipped model, or a mapping with `name`, `revision`, `dtype`."""
+    data: DataSpec
+    """What is tuned on and scored."""
+    method: MethodSpec
+    """Method names, or mappings of a name to its options (default: the paper's five)."""
+    train: TrainSpec = Field(default_factory=TrainSpec)
+    """How to train."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Draws the split, the initial values and the order."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and len(value) == 1:
+            [(name, options)] = value.items()
+            if options is None or isinstance(options, Mapping):
+                return {"name": str(name), "options": dict(options or {})}
+        raise UsageError(f"method: expected a name or one name with its options, as in {{lora: {{rank: 4}}}}, not {value!r}")
+
+
+KEYS = (*Recipe.model_fields, "attacks", "budget")
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell with what it needs at hand."""
+
+    spec: RunSpec
+    label: str
+    base: str
+    """Key of the (model, data, seed) whose untouched scores it shares."""
+    located: Located
+    pool: Pool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe stands for."""
+
+    recipe: dict[str, Any]
+    cells: tuple[PlannedCell, ...]
+    attacks: tuple[str, ...]
+    budget: Budget | None
+
+
+def read_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The recipe as plain data, `overrides` (`key.subkey=value`, values in YAML) applied.
+
+    Raises:
+        UsageError: no such file, not YAML, not a mapping, or an override without `=`.
+    """
+    if isinstance(recipe, Mapping):
+        document = _copy(dict(recipe))
+    else:
+        document = _yaml(_text(Path(recipe)), str(recipe))
+    if not isinstance(document, dict):
+        raise UsageError(f"{recipe}: a recipe is a mapping with the keys {', '.join(KEYS)}")
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals or not path:
+            raise UsageError(f"--set {override!r}: expected KEY=VALUE, as in train.epochs=3")
+        _put(document, path.split("."), _yaml(value, f"--set {path}"), override)
+    return document
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"recipe {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path} cannot be read: {error}") from None
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+
+
+def _copy(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {str(key): _copy(value) for key, value in node.items()}
+    return [_copy(value) for value in node] if isinstance(node, (list, tuple)) else node
+
+
+def _put(document: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    for key in path[:-1]:
+        inner = document.setdefault(key, {})
+        if isinstance(inner, str) and key in ("model", "data"):  # the short form of a mapping
+            inner = document[key] = {"name" if key == "model" else "source": inner}
+        if not isinstance(inner, dict):
+            raise UsageError(f"--set {override!r}: {key!r} is not a mapping in this recipe")
+        document = inner
+    document[path[-1]] = value
+
+
+def plan(document: Mapping[str, Any], dtype_of: Any = None) -> Plan:
+    """Every cell of a recipe, validated and resolved before anything is trained.
+
+    Args:
+        document: what `read_recipe` returns.
+        dtype_of: turns a dtype option into the one to use on this machine (`auto` is not part of an identity).
+
+    Raises:
+        UsageError: names the key that is wrong, what was expected and the nearest right name.
+    """
+    for key in document:
+        if key not in KEYS:
+            raise UsageError(f"recipe: {unknown('key', str(key), KEYS)}")
+    attacks = _attacks(document.get("attacks"))
+    budget = validated(Budget, document["budget"], "budget") if document.get("budget") is not None else None
+    if budget and budget.attack and budget.attack not in attacks:
+        raise UsageError(f"budget.attack: {unknown('attack', budget.attack, attacks)}")
+    axes = {key: value for key, value in document.items() if key not in ("attacks", "budget")}
+    axes.setdefault("method", list(PAPER_METHODS))
+    cells: dict[str, PlannedCell] = {}
+    pools: dict[str, Pool] = {}
+    for point in _expand(axes):
+        cell = _resolve(validated(Recipe, point, ""), pools, dtype_of or (lambda name: name))
+        cells.setdefault(cell.spec.run_id, cell)
+    return Plan(dict(document), _labelled(list(cells.values())), attacks, budget)
+
+
+def _attacks(given: Any) -> tuple[str, ...]:
+    names = list(ATTACKS) if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(names, list) or not names:
+        raise UsageError(f"attacks: expected a list of names ({', '.join(ATTACKS)})")
+    for name in names:
+        if name not in ATTACKS:
+            raise UsageError(f"attacks: {unknown('attack', str(name), ATTACKS)}")
+    return tuple(dict.fromkeys(names))
+
+
+def _expand(node: Any) -> list[Any]:
+    """Every way to take one item of each list.
+
+    >>> _expand({"a": [1, 2], "b": {"c": [3, 4]}})
+    [{'a': 1, 'b': {'c': 3}}, {'a': 1, 'b': {'c': 4}}, {'a': 2, 'b': {'c': 3}}, {'a': 2, 'b': {'c': 4}}]
+    """
+    if isinstance(node, list):
+        if not node:
+            raise UsageError("recipe: an empty list is an axis without values")
+        return [choice for item in node for choice in _expand(item)]
+    if isinstance(node, Mapping):
+        values = [_expand(value) for value in node.values()]
+        return [dict(zip(node, combination, strict=True)) for combination in itertools.product(*values)]
+    return [node]
+
+
+def _resolve(recipe: Recipe, pools: dict[str, Pool], dtype_of: Any) -> PlannedCell:
+    method_name(recipe.method.name)
+    located = locate(recipe.model)
+    method = resolve_method(recipe.method, located.hidden_size, recipe.train.learning_rate)
+    key = content_key(recipe.data.model_dump(include={"source", "format", "id", "group"}))
+    pool = pools.get(key) or pools.setdefault(key, read_pool(recipe.data))
+    data = resolve_sizes(recipe.data, pool)
+    data = data.model_copy(
+        update={"fingerprint": pool.fingerprint, "max_length": _max_length(data.max_length, method, located)}
+    )
+    dtype = dtype_of(recipe.model.dtype)
+    model = recipe.model.model_copy(update={"fingerprint": located.fingerprint, "dtype": dtype})
+    train = recipe.train.model_copy(update={"learning_rate": None})  # now an option of the method
+    spec = RunSpec(model=model, data=data, method=method, train=train, seed=recipe.seed)
+    identity = spec.identity()
+    base = content_key({key: identity[key] for key in ("model", "data", "seed", "version")})
+    return PlannedCell(spec, method.name, base, located, pool)
+
+
+def method_name(name: str) -> str:
+    """`name`, if it is one of `METHODS`.
+
+    Raises:
+        UsageError: it is not; the nearest right name is given.
+    """
+    if name not in METHODS:
+        raise UsageError(unknown("method", name, METHODS))
+    return name
+
+
+def _max_length(given: int | None, method: MethodSpec, located: Located) -> int:
+    """Tokens kept of a text: the same for every method, so that all are compared on the same texts."""
+    length = given or max(2, min(located.context - VIRTUAL_TOKEN_ROOM, LONGEST_DEFAULT))
+    virtual = int(method.options.get("tokens", 0))
+    if length + virtual > located.context:
+        raise UsageError(
+            f"data.max_length {length} and {virtual} virtual tokens of {method.name} exceed the model's context of "
+            f"{located.context} tokens: set data.max_length to at most {located.context - virtual}"
+        )
+    return length
+
+
+def _labelled(cells: list[PlannedCell]) -> tuple[PlannedCell, ...]:
+    """Labels that name the method and those of its settings that differ within the grid."""
+
+    def settings(cell: PlannedCell) -> dict[str, Any]:
+        train = {key: value for key, value in cell.spec.train.model_dump().items() if value is not None}
+        return {**cell.spec.method.options, **train}
+
+    varying: dict[str, set[str]] = {}
+    for cell in cells:
+        seen = [settings(other) for other in cells if other.spec.method.name == cell.spec.method.name and _peer(other, cell)]
+        keys = {key for one in seen for key in one if any(other.get(key) != one[key] for other in seen)}
+        varying[cell.spec.run_id] = keys - ({"alpha"} if "rank" in keys else set())
+    return tuple(
+        PlannedCell(
+            cell.spec,
+            " ".join([cell.spec.method.name, *(f"{k}={_short(v)}" for k, v in settings(cell).items() if k in varying[cell.spec.run_id])]),
+            cell.base,
+            cell.located,
+            cell.pool,
+        )
+        for cell in cells
+    )
+
+
+def _peer(a: PlannedCell, b: PlannedCell) -> bool:
+    """Same model: a learning rate that follows the model's width is no axis of the grid."""
+    return a.spec.model == b.spec.model
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)

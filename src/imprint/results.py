@@ -1,0 +1,246 @@
+"""Evidence in, rows out: every number of a finished or unfinished grid, recomputed without torch in seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from imprint.attacks import ATTACKS, run_attack
+from imprint.errors import ImprintError, InvalidAudit
+from imprint.measures import auc, perplexity, tpr_at_fpr
+from imprint.spec import RunSpec, canonical_json
+from imprint.store import CellFolder, Store, atomic_file, read_json, read_stats, read_table, write_table
+from imprint.types import Floats, Interval, Measurement, TokenStats
+
+FALSE_POSITIVE_RATES = {"tpr_at_10pct_fpr": 0.1, "tpr_at_1pct_fpr": 0.01, "tpr_at_0.1pct_fpr": 0.001}
+_SCORES = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("epoch", pa.int32()),
+        ("record_id", pa.string()),
+        ("member", pa.bool_()),
+        ("attack", pa.string()),
+        ("score", pa.float64()),
+    ]
+)
+_RESULTS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("run_id", "model", "data", "method", "options")),
+        ("seed", pa.int64()),
+        ("epoch", pa.int32()),
+        ("attack", pa.string()),
+        ("metric", pa.string()),
+        *((name, pa.float64()) for name in ("value", "low", "high")),
+        ("members", pa.int64()),
+        ("nonmembers", pa.int64()),
+        ("status", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a grid as it lies in the store, finished or not."""
+
+    spec: RunSpec
+    label: str
+    """The method and those of its options that differ within the grid, for people to read."""
+    folder: CellFolder
+    base: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.path.name
+
+    @cached_property
+    def outcome(self) -> dict[str, Any]:
+        """`status` (`done`, `diverged`, `failed`, `unfinished`), `reason`, `trainable`, `parameters`."""
+        return self.folder.outcome()
+
+    @cached_property
+    def epochs(self) -> int:
+        """Finished epochs."""
+        return self.folder.finished_epochs()
+
+    @cached_property
+    def seconds(self) -> float:
+        """Training and scoring time of the finished epochs."""
+        metas = [self.folder.meta(epoch) for epoch in range(1, self.epochs + 1)]
+        return float(sum(meta["seconds_training"] + meta["seconds_scoring"] for meta in metas))
+
+    @cached_property
+    def base_meta(self) -> dict[str, Any]:
+        """Counts of the split, what was dropped and truncated, and why."""
+        return dict(read_json(self.base / "meta.json"))
+
+    @cached_property
+    def records(self) -> pd.DataFrame:
+        """One row per scored record: `id, role, group, scored_tokens, zlib_bytes, truncated`."""
+        return read_table(self.base / "records.parquet").to_pandas()
+
+    @cached_property
+    def reference(self) -> TokenStats:
+        """The untouched base on the same records."""
+        return read_stats(self.base / "stats.parquet")
+
+    def stats(self, epoch: int) -> TokenStats:
+        """Evidence of an epoch; 0 is the base."""
+        return self.reference if epoch == 0 else self.folder.stats(epoch)
+
+    def rows(self, role: str) -> NDArray[np.intp]:
+        """Positions of `member`, `nonmember` or `validation` records within the evidence."""
+        return np.flatnonzero(self.records["role"].to_numpy() == role)
+
+    def groups(self, role: str) -> NDArray[Any]:
+        return self.records["group"].to_numpy()[self.rows(role)]
+
+    def losses(self, epoch: int) -> tuple[Floats, Floats]:
+        """Mean negative log-likelihood of members and of non-members, nats per token."""
+        nll = self.stats(epoch).nll
+        return nll[self.rows("member")], nll[self.rows("nonmember")]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything a table or a report needs of one output folder."""
+
+    path: Path
+    recipe: dict[str, Any]
+    attacks: tuple[str, ...]
+    budget: dict[str, Any] | None
+    cells: tuple[Cell, ...]
+
+
+def load_grid(path: str | Path) -> Grid:
+    """The cells of an output folder.
+
+    Raises:
+        ImprintError: the folder holds no run.
+    """
+    store = Store(Path(path))
+    lock = store.lock()
+    cells = tuple(
+        Cell(RunSpec.model_validate(c["spec"]), c["label"], store.cell(c["run_id"]), store.base(c["base"]))
+        for c in lock["cells"]
+    )
+    return Grid(Path(path), lock["recipe"], tuple(lock["attacks"]), lock["budget"], cells)
+
+
+def results(path: str | Path) -> pd.DataFrame:
+    """The measurements of an output folder, one row each (see `imprint.types.Measurement`).
+
+    Raises:
+        ImprintError: the folder holds no results yet.
+    """
+    file = Path(path) / "results.parquet"
+    if not file.exists():
+        raise ImprintError(f"{file} does not exist: run `imprint run RECIPE --out {path}` first")
+    return read_table(file).to_pandas()
+
+
+def write_results(grid: Grid) -> pd.DataFrame:
+    """Recompute `results.parquet` and `scores.parquet` from the evidence of every cell that has any."""
+    measurements: list[Measurement] = []
+    with atomic_file(grid.path / "scores.parquet") as temporary, pq.ParquetWriter(temporary, _SCORES) as scores:
+        for cell in grid.cells:
+            if not (cell.base / "stats.parquet").exists():
+                continue
+            for epoch in range(cell.epochs + 1):
+                evidence = _scores(cell, epoch, grid.attacks)
+                scores.write_table(_score_table(cell, epoch, evidence))
+                measurements += _measure(cell, epoch, evidence)
+            if cell.outcome["status"] == "diverged":
+                measurements += _diverged(cell, grid.attacks)
+    table = pa.Table.from_pylist([asdict(m) for m in measurements], schema=_RESULTS)
+    write_table(grid.path / "results.parquet", table)
+    return results(grid.path)
+
+
+def _scores(cell: Cell, epoch: int, attacks: tuple[str, ...]) -> dict[str, Floats]:
+    """attack -> [N] score of every record; higher means more likely a member."""
+    zlib_bytes = cell.records["zlib_bytes"].to_numpy()
+    evidence = {"target": cell.stats(epoch), "reference": cell.reference, "zlib_bytes": zlib_bytes}
+    return {name: run_attack(ATTACKS[name], **evidence) for name in attacks}
+
+
+def _score_table(cell: Cell, epoch: int, scores: dict[str, Floats]) -> pa.Table:
+    audited = np.concatenate([cell.rows("member"), cell.rows("nonmember")])
+    ids, member = cell.records["id"].to_numpy()[audited], np.isin(audited, cell.rows("member"))
+    n, count = len(scores), len(audited)
+    columns = {
+        "run_id": [cell.run_id] * (n * count),
+        "epoch": np.full(n * count, epoch, np.int32),
+        "record_id": np.tile(ids, n),
+        "member": np.tile(member, n),
+        "attack": np.repeat(list(scores), count),
+        "score": np.concatenate([s[audited] for s in scores.values()]) if scores else np.zeros(0),
+    }
+    return pa.table(columns, schema=_SCORES)
+
+
+def _measure(cell: Cell, epoch: int, scores: dict[str, Floats]) -> Iterator[Measurement]:
+    members, nonmembers = cell.rows("member"), cell.rows("nonmember")
+    validation = cell.rows("validation")
+    ppl = perplexity(cell.stats(epoch).select(validation), groups=cell.groups("validation"))
+    yield _row(cell, epoch, "", "perplexity", ppl, "ok")
+    for attack, score in scores.items():
+        ins, outs = score[members], score[nonmembers]
+        interval = auc(ins, outs, member_groups=cell.groups("member"), nonmember_groups=cell.groups("nonmember"))
+        yield _row(cell, epoch, attack, "auc", interval, "ok")
+        for metric, fpr in FALSE_POSITIVE_RATES.items():
+            try:
+                tpr = tpr_at_fpr(ins, outs, fpr)
+            except InvalidAudit:
+                yield _row(cell, epoch, attack, metric, None, "too_few")
+            else:
+                interval = Interval(tpr.value, tpr.low, tpr.high)
+                yield _row(cell, epoch, attack, metric, interval, "indicative" if tpr.indicative else "ok")
+
+
+def _diverged(cell: Cell, attacks: tuple[str, ...]) -> Iterator[Measurement]:
+    """The epoch in which the loss stopped being finite: rows without values, so that the cell stays in sight."""
+    epoch = cell.epochs + 1
+    yield _row(cell, epoch, "", "perplexity", None, "diverged")
+    for attack in attacks:
+        yield _row(cell, epoch, attack, "auc", None, "diverged")
+
+
+def _row(cell: Cell, epoch: int, attack: str, metric: str, x: Interval | None, status: str) -> Measurement:
+    spec = cell.spec
+    return Measurement(
+        run_id=cell.run_id,
+        model=spec.model.name,
+        data=spec.data.source.name,
+        method=spec.method.name,
+        options=canonical_json(spec.method.options),
+        seed=spec.seed,
+        epoch=epoch,
+        attack=attack,
+        metric=metric,
+        value=x.value if x else None,
+        low=_finite(x.low) if x else None,
+        high=_finite(x.high) if x else None,
+        members=len(cell.rows("member")),
+        nonmembers=len(cell.rows("nonmember")),
+        status=status,
+    )
+
+
+def _finite(x: float) -> float | None:
+    """A bound that could not be computed is absent, not NaN."""
+    return x if np.isfinite(x) else None
+
+
+def options_of(row: Any) -> dict[str, Any]:
+    """The options column of a results row as a dictionary."""
+    return dict(json.loads(row.options))

@@ -1,0 +1,114 @@
+"""One pass per text and checkpoint: log-probability, vocabulary moments and argmax of every scored token.
+
+This is the only place where logits are read, for training and for scoring alike.
+
+The output layer is applied to the scored positions only. A hook in front of it picks those hidden states, so the model
+itself does the rest: architectures that scale or cap their logits (Gemma, Cohere, Granite) stay right, and no
+[B, T, V] tensor is built. Virtual tokens lengthen the hidden states, [B, P + T, D] (prompt and P-tuning), or do not
+(prefix tuning): counted from the right end, position T - t is the same token either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch import nn
+
+from imprint.data.tokens import Encoded, batches, pad
+from imprint.errors import ImprintError
+from imprint.tuning.models import head_of
+from imprint.types import TokenStats
+
+CHUNK = 1 << 18
+"""Logits handled at once when moments are taken: small enough to stay in a core's cache."""
+
+
+def autocast(model: nn.Module) -> AbstractContextManager[object]:
+    """Mixed precision where the frozen weights are 16 bit; what trains stays float32."""
+    frozen = next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
+    if frozen is None:
+        return nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, frozen)
+
+
+def scored_logits(model: nn.Module, ids_BT: torch.Tensor, scored_BT: torch.Tensor) -> torch.Tensor:
+    """[R, V] float32 logits that predict the scored tokens, example after example.
+
+    Args:
+        model: a causal language model, tuned or not.
+        ids_BT: token ids, right-padded.
+        scored_BT: which of them are scored; never those at position 0.
+    """
+    rows, columns = scored_BT.nonzero(as_tuple=True)
+    width = ids_BT.shape[1]
+
+    def pick(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = args[0]  # [B, P + T, D]
+        return (hidden[rows, columns - 1 + hidden.shape[1] - width][None], *args[1:])
+
+    hook = head_of(model).register_forward_pre_hook(pick)
+    try:
+        with autocast(model):
+            logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
+    finally:
+        hook.remove()
+    if logits.shape[:2] != (1, len(rows)):
+        raise ImprintError(
+            f"{type(model).__name__} does not pass its hidden states through its output layer: it cannot be scored"
+        )
+    return logits[0].float()
+
+
+def token_stats(
+    model: nn.Module, records: Sequence[Encoded], budget: int, progress: Callable[[int], None] | None = None
+) -> TokenStats:
+    """Score every record once; the result does not depend on how the records are batched.
+
+    Args:
+        model: left in evaluation mode.
+        records: N encoded records, each with at least one scored token.
+        budget: tokens per forward pass, padding included.
+        progress: called with the number of tokens after each batch.
+
+    Raises:
+        ImprintError: a record has nothing to score.
+    """
+    if empty := [record.id for record in records if not record.scored.any()]:
+        raise ImprintError(f"record {empty[0]!r} has no token to score")
+    model.eval()
+    device = next(model.parameters()).device
+    offsets = np.concatenate([[0], np.cumsum([int(r.scored.sum()) for r in records])]).astype(np.int64)
+    logp, mean, std = (np.empty(offsets[-1], np.float32) for _ in range(3))
+    top = np.empty(offsets[-1], bool)
+    with torch.inference_mode():
+        for group in batches([len(r) for r in records], budget):
+            ids, scored = (torch.from_numpy(a).to(device) for a in pad([records[n] for n in group]))
+            values = _moments(scored_logits(model, ids, scored), ids[scored])
+            where = np.concatenate([np.arange(offsets[n], offsets[n + 1]) for n in group])
+            logp[where], mean[where], std[where], top[where] = (v.cpu().numpy() for v in values)
+            if progress:
+                progress(sum(len(records[n]) for n in group))
+    tokens = np.concatenate([r.ids[r.scored] for r in records])
+    return TokenStats(np.array([r.id for r in records], np.str_), offsets, tokens, logp, mean, std, top)
+
+
+def _moments(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """log p of the target, mean and deviation of log p under p, and whether the target is the argmax; each [R]."""
+    step = max(1, CHUNK // logits_RV.shape[1])
+    parts = [_chunk(x, y) for x, y in zip(logits_RV.split(step), targets_R.split(step), strict=True)]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _chunk(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    logp_RV = logits_RV.log_softmax(-1)
+    p_RV = logp_RV.exp()
+    # log p is -inf where a model masks a token away: 0 · -inf counts as 0
+    logp_RV = logp_RV.clamp_min(torch.finfo(torch.float32).min / 4)
+    mean_R = torch.linalg.vecdot(p_RV, logp_RV)
+    centred_RV = logp_RV - mean_R[:, None]  # centred first: E[x²] - E[x]² would lose the small variances
+    variance_R = torch.linalg.vecdot(p_RV, centred_RV * centred_RV)
+    picked_R = logp_RV.gather(-1, targets_R[:, None])[:, 0]
+    return picked_R, mean_R, variance_R.clamp_min(0).sqrt(), logits_RV.argmax(-1) == targets_R

@@ -1,0 +1,216 @@
+"""What a run is: everything that may change a number, frozen, with one canonical form and one identity.
+
+`RunSpec` is the *what*; `Runtime` is the *how* (device, memory, folder). A run's id hashes all of the
+first, so there is no list of fields to forget. Where a model or a data file lies is no part of it: the
+content is (`model.fingerprint`, `data.fingerprint`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from imprint.errors import UsageError, unknown
+
+MEASUREMENT_VERSION = 1
+"""Raised whenever the code changes a number; old cells are then computed again."""
+
+VIRTUAL_TOKEN_ROOM = 32
+"""Positions of the context kept free for virtual tokens, so that every method sees the same texts."""
+
+
+class Strict(BaseModel):
+    """A frozen record that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSpec(Strict):
+    """A Transformers causal language model."""
+
+    name: str
+    """Hub id, local folder, or the name of a shipped model (`tiny/gpt2-medium`)."""
+    revision: str | None = None
+    """Hub revision: a branch, tag or commit."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the frozen weights; `auto` is float32 on a CPU and bfloat16 on a GPU. What trains is float32."""
+    fingerprint: str = ""
+    """SHA-256 of weights, configuration and tokenizer; filled in when the recipe is read."""
+
+
+class Source(Strict):
+    """Where records come from. In a recipe a plain string is short for its `name`."""
+
+    name: str
+    """A benchmark (`wikitext-2`, `webnlg`, `xsum`), `world/…`, a local file or folder, or a Hub id."""
+    path: str | None = None
+    """A local folder that holds the named benchmark."""
+    config: str | None = None
+    """Hub configuration."""
+    split: str | None = None
+    """Hub split (default: all of them)."""
+    revision: str | None = None
+    """Hub revision: a branch, tag or commit."""
+
+
+class Columns(Strict):
+    """Which columns hold the text: `text` alone, or `prompt` and `target`."""
+
+    text: str | None = None
+    prompt: str | None = None
+    target: str | None = None
+
+
+def _source(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class DataSpec(Strict):
+    """Which records, and how they are divided."""
+
+    source: Annotated[Source, BeforeValidator(_source)]
+    """See `Source`."""
+    members: int | None = Field(default=None, ge=1)
+    """Records tuned on and scored (default 1,000; with `split: official` the paper's number)."""
+    nonmembers: int | None = Field(default=None, ge=1)
+    """Records never tuned on, scored (default 1,000; with `split: official` the paper's number)."""
+    validation: int | None = Field(default=None, ge=1)
+    """Records never tuned on, for perplexity (default 500)."""
+    tune_on: int | None = Field(default=None, ge=1)
+    """Records tuned on, where more are wanted than are scored (default: `members`)."""
+    group: str | None = None
+    """Column naming the owner of a record (subject, document); a group never spans two sides."""
+    id: str | None = None
+    """Column holding the record's id (default `id` where there is one, else a content hash)."""
+    split: Literal["random", "official"] = "random"
+    """`random`: drawn from all records by the seed. `official`: the source's own train, test and validation parts."""
+    format: Literal["auto", "text", "prompt_completion"] | Columns = "auto"
+    """`text`, `prompt_completion`, or a mapping of column names; `auto` looks at the columns."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Tokens kept of a text (default: the model's context less 32 for virtual tokens, at most 1,024)."""
+    overlong: Literal["truncate", "refuse"] = "truncate"
+    """What to do with a text longer than `max_length`: cut and count it, or stop."""
+    fingerprint: str = ""
+    """SHA-256 of the records as read; filled in when the recipe is read."""
+
+
+class TrainSpec(Strict):
+    """How a method is trained."""
+
+    epochs: int = Field(default=15, ge=1)
+    """Passes over the tuned records."""
+    batch_size: int = Field(default=16, ge=1)
+    """Records per optimiser step, whatever the memory."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate (default: the method's own)."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Decay of the learning rate to zero over the run."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises linearly from zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient norm is clipped to this."""
+
+
+class MethodSpec(Strict):
+    """A tuning method with every option resolved."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Budget(Strict):
+    """How much leakage is acceptable: the *upper* bound of the interval must stay below each number given."""
+
+    attack: str | None = None
+    """The attack that is held to it (default: the strongest of those run)."""
+    auc: float | None = Field(default=None, gt=0.5, le=1)
+    tpr_at_10pct_fpr: float | None = Field(default=None, ge=0, le=1)
+    tpr_at_1pct_fpr: float | None = Field(default=None, ge=0, le=1)
+
+
+class RunSpec(Strict):
+    """One cell: everything that may change one of its numbers."""
+
+    model: ModelSpec
+    data: DataSpec
+    method: MethodSpec
+    train: TrainSpec
+    seed: int = Field(ge=0, lt=2**31)
+    """Draws the split, the initial values, the order of the records and dropout."""
+    version: int = MEASUREMENT_VERSION
+
+    def identity(self) -> dict[str, Any]:
+        """The canonical form: names of places replaced by the fingerprints of what lies there."""
+        document = self.model_dump(mode="json")
+        document["model"] = {"fingerprint": self.model.fingerprint, "dtype": self.model.dtype}
+        document["data"]["source"] = None
+        for key in ("id", "format", "group"):  # already applied in the records that the fingerprint covers
+            document["data"].pop(key)
+        return document
+
+    @property
+    def run_id(self) -> str:
+        """Sixteen hexadecimal digits of the SHA-256 of the identity."""
+        return content_key(self.identity())
+
+
+class Runtime(Strict):
+    """The how: nothing here may change a number by more than float rounding."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    token_budget: int = Field(default=4096, ge=1)
+    """Tokens, padding included, of one forward pass."""
+
+
+def canonical_json(document: Any) -> str:
+    """Sorted keys, no spaces: equal documents give equal bytes."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_key(document: Any) -> str:
+    """Sixteen hexadecimal digits that name a JSON document by its content."""
+    return hashlib.sha256(canonical_json(document).encode()).hexdigest()[:16]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(kind: type[Model], document: Any, where: str) -> Model:
+    """`kind` built from plain data, or one sentence about the first thing that is wrong with it.
+
+    Raises:
+        UsageError: names the key, what was expected and, for an unknown key, the nearest right one.
+    """
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise UsageError(_sentence(kind, error, where)) from None
+
+
+def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "Columns", "function-"))]
+    key = ".".join([where, *path]) if where else ".".join(path)
+    if first["type"] == "extra_forbidden":
+        owner = _owner(kind, path[:-1])
+        return f"{where or 'recipe'}: {unknown('key', key, owner)}" if owner else f"unknown key {key!r}"
+    if first["type"] == "missing":
+        return f"{key or where}: this key is required and missing"
+    given = first.get("input")
+    return f"{key}: {first['msg'][:1].lower() + first['msg'][1:]} (got {given!r})"
+
+
+def _owner(kind: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys that the record at `path` knows."""
+    for part in path:
+        annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        kind = annotation
+    return list(kind.model_fields)

@@ -1,0 +1,203 @@
+"""The evidence on disk: Parquet, JSON and safetensors only; nothing is pickled.
+
+    <out>/recipe.yaml                       the recipe as given
+    <out>/recipe.lock.json                  the cells it stands for: run ids and specs
+    <out>/base/<key>/                       records.parquet, stats.parquet, meta.json: the untouched model, once
+    <out>/cells/<run_id>/spec.json
+    <out>/cells/<run_id>/epochs/03/         stats.parquet, meta.json, state.safetensors (newest epoch, until done)
+    <out>/cells/<run_id>/adapter/           what was trained, after the last epoch
+    <out>/cells/<run_id>/done.json          written last, with checksums: its existence means the cell is complete
+    <out>/results.parquet, scores.parquet   recomputed from the evidence
+
+Folders appear whole or not at all: they are filled under a temporary name, synced, and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imprint.errors import ImprintError
+from imprint.types import TokenStats
+
+_ROW_FIELDS = ("tokens", "logp", "mean", "std", "top")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is synced and takes the name, on failure it is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Like `atomic_file` for a folder; an existing incomplete folder of that name is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for file in temporary.rglob("*"):
+            _sync(file)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, document: Any) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Raises ImprintError naming the file when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ImprintError(f"{path} is damaged ({error}): delete its folder and run the same command again") from None
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: Path) -> pa.Table:
+    """Raises ImprintError naming the file when it is not Parquet."""
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ImprintError(f"{path} cannot be read ({error}): delete its folder and run the same command again") from None
+
+
+def write_stats(path: Path, stats: TokenStats) -> None:
+    """One row per record; the per-token columns are lists."""
+    offsets = pa.array(stats.offsets.astype(np.int32))
+    columns = {name: pa.ListArray.from_arrays(offsets, pa.array(getattr(stats, name))) for name in _ROW_FIELDS}
+    write_table(path, pa.table({"id": pa.array(stats.ids.tolist(), pa.string()), **columns}))
+
+
+def read_stats(path: Path) -> TokenStats:
+    """The inverse of `write_stats`."""
+    table = read_table(path).combine_chunks()
+    lists = {name: table.column(name).combine_chunks() for name in _ROW_FIELDS}
+    offsets = np.asarray(lists["tokens"].offsets, dtype=np.int64)
+    rows = {name: column.values.to_numpy(zero_copy_only=False) for name, column in lists.items()}
+    return TokenStats(ids=np.array(table.column("id").to_pylist(), dtype=np.str_), offsets=offsets, **rows)
+
+
+def checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class CellFolder:
+    """The folder of one cell."""
+
+    path: Path
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "done.json").exists()
+
+    def outcome(self) -> dict[str, Any]:
+        """What `finish` or `fail` wrote: status, reason, trainable and total parameters, last epoch."""
+        for name in ("done.json", "failed.json"):
+            if (self.path / name).exists():
+                return dict(read_json(self.path / name))
+        return {"status": "unfinished"}
+
+    def epoch(self, number: int) -> Path:
+        return self.path / "epochs" / f"{number:02}"
+
+    def finished_epochs(self) -> int:
+        """The last epoch e such that epochs 1..e are all complete."""
+        number = 0
+        while self.epoch(number + 1).is_dir():
+            number += 1
+        return number
+
+    def meta(self, epoch: int) -> dict[str, Any]:
+        return dict(read_json(self.epoch(epoch) / "meta.json"))
+
+    def stats(self, epoch: int) -> TokenStats:
+        return read_stats(self.epoch(epoch) / "stats.parquet")
+
+    def finish(self, **outcome: Any) -> None:
+        """Mark the cell complete, with a checksum of each piece of evidence; the resume state goes after that."""
+        evidence = sorted(self.path.glob("epochs/*/stats.parquet"))
+        sums = {str(file.relative_to(self.path)): checksum(file) for file in evidence}
+        write_json(self.path / "done.json", {**outcome, "sha256": sums})
+        (self.path / "failed.json").unlink(missing_ok=True)
+        self.drop_states(keep=0)
+
+    def fail(self, reason: str) -> None:
+        write_json(self.path / "failed.json", {"status": "failed", "reason": reason})
+
+    def drop_states(self, keep: int) -> None:
+        """Delete the resume state of every epoch but `keep`."""
+        for file in self.path.glob("epochs/*/state.safetensors"):
+            if file.parent != self.epoch(keep):
+                file.unlink()
+
+
+@dataclass(frozen=True)
+class Store:
+    """The output folder of one recipe."""
+
+    path: Path
+
+    def cell(self, run_id: str) -> CellFolder:
+        return CellFolder(self.path / "cells" / run_id)
+
+    def base(self, key: str) -> Path:
+        return self.path / "base" / key
+
+    def lock(self) -> dict[str, Any]:
+        """The cells of the recipe that owns this folder.
+
+        Raises:
+            ImprintError: there is none.
+        """
+        file = self.path / "recipe.lock.json"
+        if not file.exists():
+            raise ImprintError(f"{self.path} holds no run: expected {file.name}, which `imprint run` writes there")
+        return dict(read_json(file))

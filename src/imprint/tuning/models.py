@@ -1,0 +1,128 @@
+"""Loading models and tokenizers, and the few things that differ between architectures."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from imprint.errors import ModelError, UsageError
+from imprint.tuning.locate import Located
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one.
+
+    Raises:
+        UsageError: no such device on this machine.
+    """
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        torch.zeros(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} cannot be used on this machine ({reason}): try `auto` or `cpu`") from None
+
+
+def resolve_dtype(name: str, device: torch.device) -> str:
+    """`auto` is bfloat16 on a GPU that has it and float32 elsewhere."""
+    if name != "auto":
+        return name
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def load_model(located: Located, dtype: str, device: torch.device) -> nn.Module:
+    """A causal language model in evaluation mode, all parameters frozen.
+
+    Raises:
+        ModelError: the folder cannot be loaded; the reason is the library's own first line.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            located.path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # the library raises many kinds; each means that this folder is no usable model
+        raise ModelError(f"model {located.path} cannot be loaded: {_first_line(error)}") from None
+    return model.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def load_tokenizer(located: Located) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(located.path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # as above
+        raise ModelError(f"the tokenizer in {located.path} cannot be loaded: {_first_line(error)}") from None
+    tokenizer.model_max_length = int(1e9)  # length is ours to watch: no warning about long texts
+    if len(tokenizer) > (size := vocabulary_size(located)):
+        raise ModelError(
+            f"the tokenizer in {located.path} knows {len(tokenizer)} tokens, the model only {size}: they do not belong together"
+        )
+    return tokenizer
+
+
+def vocabulary_size(located: Located) -> int:
+    """Rows of the embedding, as the configuration states them."""
+    return located._number("vocab_size")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The Transformers model inside a tuned one."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The output layer, whose input are the last hidden states.
+
+    Raises:
+        ModelError: the architecture names none.
+    """
+    head = base_of(model).get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(head, nn.Module):
+        raise ModelError(f"{type(base_of(model)).__name__} names no output layer: it is not a causal language model")
+    return head
+
+
+def untie_head(model: nn.Module) -> nn.Module:
+    """Give the output layer weights of its own where it shares them with the input embedding; returns it.
+
+    GPT-2 and Llama-3.2-1B tie the two: training "the head" would train the input embedding as well.
+    """
+    head = head_of(model)
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    if head.weight is embedding.weight:
+        head = copy.deepcopy(head)
+        model.set_output_embeddings(head)  # type: ignore[operator]
+        model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+    return head
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name; a shared one counts once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all)."""
+    return sum(p.numel() for p in trainable(model).values()), sum(p.numel() for p in model.parameters())

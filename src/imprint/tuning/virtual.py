@@ -1,0 +1,48 @@
+"""Where virtual tokens start: from tokens of the vocabulary, which every model has, rather than from noise.
+
+PEFT draws prompt embeddings and prefixes from N(0, 1), many times the scale of what the layers are used to. Lester et
+al. 2021 (prompts) and Li & Liang 2021 (prefixes) found that starting from real tokens learns faster and more stably.
+The draw comes from torch's seeded generator; no tuning text is used, so nothing of it is planted by the start.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def _draw(model: nn.Module, count: int) -> torch.Tensor:
+    """[P] random token ids."""
+    embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    return torch.randint(embedding.weight.shape[0], (count,)).to(embedding.weight.device)  # type: ignore[arg-type, union-attr]
+
+
+@torch.no_grad()
+def fill_prompt(tuned: Any) -> None:
+    """Prompt tuning: the embeddings of the drawn tokens."""
+    base, encoder = tuned.get_base_model(), tuned.prompt_encoder[tuned.active_adapter]
+    tokens = _draw(base, encoder.embedding.weight.shape[0])
+    encoder.embedding.weight.copy_(base.get_input_embeddings().weight[tokens])
+
+
+@torch.no_grad()
+def fill_prefix(tuned: Any) -> None:
+    """Prefix tuning: the keys and values that the drawn tokens give at positions 0 … P - 1.
+
+    PEFT stores a prefix as one row per virtual token, [P, L · 2 · H · D]: per layer the keys, then the values.
+    """
+    base, encoder = tuned.get_base_model(), tuned.prompt_encoder[tuned.active_adapter]
+    weight = encoder.embedding.weight
+    cache = base(input_ids=_draw(base, weight.shape[0])[None], use_cache=True).past_key_values
+    pairs = [state for layer in cache_pairs(cache) for state in layer]  # 2 L tensors [1, H, P, D]
+    rows = torch.stack([state[0].transpose(0, 1).flatten(1) for state in pairs], dim=1)  # [P, 2 L, H · D]
+    weight.copy_(rows.flatten(1))
+
+
+def cache_pairs(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of each layer, [B, H, T, D], from the cache types of several Transformers versions."""
+    if hasattr(cache, "layers"):
+        return [(layer.keys, layer.values) for layer in cache.layers]
+    return [(layer[0], layer[1]) for layer in cache]
