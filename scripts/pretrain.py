@@ -39,22 +39,23 @@ def build(name: str) -> torch.nn.Module:
     if name == "llama-medium":
         return LlamaForCausalLM(
             LlamaConfig(
-                hidden_size=128,
-                intermediate_size=344,
+                hidden_size=96,
+                intermediate_size=256,
                 num_hidden_layers=4,
-                num_attention_heads=4,
+                num_attention_heads=3,
                 max_position_embeddings=CONTEXT,
                 tie_word_embeddings=False,
                 **common,
             )
         )
-    layers, width = {"gpt2-small": (2, 64), "gpt2-medium": (4, 128), "gpt2-large": (5, 176)}[name]
+    layers, width = {"gpt2-small": (2, 64), "gpt2-medium": (4, 96), "gpt2-large": (5, 176)}[name]
     return GPT2LMHeadModel(
         GPT2Config(
             n_layer=layers,
             n_embd=width,
-            n_head=width // (32 if width < 176 else 44),
+            n_head=width // (44 if width == 176 else 32),
             n_positions=CONTEXT,
+            activation_function="gelu_pytorch_tanh",  # the same function as gelu_new, in one kernel
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,

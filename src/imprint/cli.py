@@ -37,7 +37,7 @@ def run_command(
     from imprint.progress import ConsoleProgress
     from imprint.report import budget_exit_code, print_summary, write_report
     from imprint.results import load_grid
-    from imprint.run import run
+    from imprint.runs import run
     from imprint.spec import Runtime
 
     console = Console()

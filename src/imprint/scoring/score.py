@@ -22,6 +22,8 @@ from imprint.errors import ImprintError
 from imprint.tuning.models import head_of
 from imprint.types import TokenStats
 
+LEAST = -1e4
+"""Stands for log 0 where a model gives a token no chance at all, so that moments stay finite."""
 CHUNK = 1 << 18
 """Logits handled at once when moments are taken: small enough to stay in a core's cache."""
 
@@ -103,10 +105,8 @@ def _moments(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torch.Te
 
 
 def _chunk(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    logp_RV = logits_RV.log_softmax(-1)
+    logp_RV = logits_RV.log_softmax(-1).clamp_min(LEAST)
     p_RV = logp_RV.exp()
-    # log p is -inf where a model masks a token away: 0 · -inf counts as 0
-    logp_RV = logp_RV.clamp_min(torch.finfo(torch.float32).min / 4)
     mean_R = torch.linalg.vecdot(p_RV, logp_RV)
     centred_RV = logp_RV - mean_R[:, None]  # centred first: E[x²] - E[x]² would lose the small variances
     variance_R = torch.linalg.vecdot(p_RV, centred_RV * centred_RV)

@@ -19,7 +19,7 @@ from imprint.spec import MethodSpec, Strict, validated
 if TYPE_CHECKING:
     from torch import nn
 
-REFERENCE_WIDTH = 128
+REFERENCE_WIDTH = 96
 """The width at which the rates of `full`, `head` and `lora` were searched."""
 
 

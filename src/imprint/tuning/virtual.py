@@ -21,10 +21,10 @@ def _draw(model: nn.Module, count: int) -> torch.Tensor:
 
 @torch.no_grad()
 def fill_prompt(tuned: Any) -> None:
-    """Prompt tuning: the embeddings of the drawn tokens."""
+    """Prompt tuning: the embeddings of the drawn tokens, as the layer gives them (Gemma's scales its weights)."""
     base, encoder = tuned.get_base_model(), tuned.prompt_encoder[tuned.active_adapter]
     tokens = _draw(base, encoder.embedding.weight.shape[0])
-    encoder.embedding.weight.copy_(base.get_input_embeddings().weight[tokens])
+    encoder.embedding.weight.copy_(base.get_input_embeddings()(tokens))
 
 
 @torch.no_grad()

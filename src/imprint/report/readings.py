@@ -1,0 +1,121 @@
+"""Look-ups in the table of results, and the two decisions a report rests on: the best epoch and the budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from imprint.results import Cell, Grid
+from imprint.types import Interval
+
+LIMITS = ("auc", "tpr_at_10pct_fpr", "tpr_at_1pct_fpr")
+"""The metrics a budget may limit."""
+UNFINISHED = ("failed", "unfinished")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One measurement: `interval` is None where it was refused (`status` says why), its bounds NaN where unknown."""
+
+    interval: Interval | None
+    status: str
+
+    @property
+    def value(self) -> float:
+        """NaN where refused."""
+        return self.interval.value if self.interval else math.nan
+
+
+ABSENT = Reading(None, "not measured")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Everything measured of one cell, by (epoch, attack, metric)."""
+
+    readings: Mapping[tuple[int, str, str], Reading]
+
+    def perplexity(self, epoch: int) -> Reading:
+        """Of the validation records."""
+        return self.readings.get((epoch, "", "perplexity"), ABSENT)
+
+    def get(self, epoch: int, attack: str, metric: str = "auc") -> Reading:
+        """A measure of an attack."""
+        return self.readings.get((epoch, attack, metric), ABSENT)
+
+    @cached_property
+    def epochs(self) -> list[int]:
+        """Every epoch with a row, in order; the last of a diverged run has no values."""
+        return sorted({epoch for epoch, _, _ in self.readings})
+
+    @cached_property
+    def last(self) -> int | None:
+        """The newest tuned epoch; None before there is one."""
+        return self.epochs[-1] if self.epochs and self.epochs[-1] > 0 else None
+
+    @cached_property
+    def last_finite(self) -> int | None:
+        """The newest tuned epoch that has values."""
+        return max((e for e in self.epochs if e > 0 and self.perplexity(e).interval), default=None)
+
+    @cached_property
+    def best(self) -> int | None:
+        """The epoch of lowest validation perplexity, the earliest of equals; 0 is the untouched base."""
+        finite = [(self.perplexity(e).value, e) for e in self.epochs if math.isfinite(self.perplexity(e).value)]
+        return min(finite)[1] if finite else None
+
+    def strongest(self, epoch: int, attacks: Iterable[str]) -> str | None:
+        """The attack of highest AUC at an epoch, the first of equals; None where there is no AUC."""
+        measured = [attack for attack in attacks if self.get(epoch, attack).interval]
+        return max(measured, key=lambda attack: self.get(epoch, attack).value, default=None)
+
+
+def curves(frame: pd.DataFrame) -> dict[str, Curve]:
+    """The results table as one `Curve` per run id."""
+    found: dict[str, dict[tuple[int, str, str], Reading]] = {}
+    columns = ("run_id", "epoch", "attack", "metric", "value", "low", "high", "status")
+    for run_id, epoch, attack, metric, value, low, high, status in zip(*(frame[c] for c in columns), strict=True):
+        interval = None if pd.isna(value) else Interval(float(value), _bound(low), _bound(high))
+        found.setdefault(run_id, {})[int(epoch), attack, metric] = Reading(interval, status)
+    return {run_id: Curve(readings) for run_id, readings in found.items()}
+
+
+def _bound(x: float | None) -> float:
+    return math.nan if x is None or pd.isna(x) else float(x)
+
+
+def within_budget(grid: Grid, frame: pd.DataFrame, cell: Cell) -> bool | None:
+    """Whether the *upper* bounds at the epoch of best validation perplexity are all below the budget's limits.
+
+    Held to it is the named attack or, where none is named, the one of highest AUC at that epoch.
+
+    Returns:
+        None where nobody can say: no budget; a cell that failed, is unfinished, or diverged before it was ever better
+        than the base; a bound that was refused while no other is over its limit.
+    """
+    return keeps_budget(grid, curves(frame[frame["run_id"] == cell.run_id]).get(cell.run_id, Curve({})), cell)
+
+
+def keeps_budget(grid: Grid, curve: Curve, cell: Cell) -> bool | None:
+    """`within_budget` on a curve at hand."""
+    limits = {metric: (grid.budget or {}).get(metric) for metric in LIMITS}
+    status, epoch = cell.outcome["status"], curve.best
+    if status in UNFINISHED or epoch is None or (epoch == 0 and status != "done"):
+        return None
+    attack = (grid.budget or {}).get("attack") or curve.strongest(epoch, grid.attacks)
+    if attack is None:
+        return None
+    kept = [_below(curve.get(epoch, attack, metric), limit) for metric, limit in limits.items() if limit is not None]
+    if False in kept:
+        return False
+    return True if kept and None not in kept else None
+
+
+def _below(reading: Reading, limit: float) -> bool | None:
+    if reading.interval is None or math.isnan(reading.interval.high):
+        return None
+    return reading.interval.high < limit
