@@ -48,12 +48,12 @@ def build(name: str) -> torch.nn.Module:
                 **common,
             )
         )
-    layers, width = {"gpt2-small": (2, 64), "gpt2-medium": (4, 96), "gpt2-large": (5, 176)}[name]
+    layers, width = {"gpt2-small": (2, 64), "gpt2-medium": (4, 96), "gpt2-large": (5, 144)}[name]
     return GPT2LMHeadModel(
         GPT2Config(
             n_layer=layers,
             n_embd=width,
-            n_head=width // (44 if width == 176 else 32),
+            n_head=width // (36 if width == 144 else 32),
             n_positions=CONTEXT,
             activation_function="gelu_pytorch_tanh",  # the same function as gelu_new, in one kernel
             resid_pdrop=0.0,

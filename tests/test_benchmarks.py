@@ -137,6 +137,12 @@ def test_webnlg_repeated_ids_are_told_apart(tmp_path: Path) -> None:
     assert pool.dropped == {"empty text": 1}
 
 
+def test_webnlg_entries_beside_the_flat_file_are_not_read_twice(tmp_path: Path) -> None:
+    jsonl(tmp_path / "train.jsonl", [{"id": "e1/Id1", "triples": TRIPLES, "text": "One."}])
+    jsonl(tmp_path / "train.entries.jsonl", [{"id": "e1", "lex": {"text": ["One."]}}])
+    assert ids(read("webnlg", tmp_path)) == ["e1/Id1"]
+
+
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
@@ -144,6 +150,8 @@ def test_webnlg_repeated_ids_are_told_apart(tmp_path: Path) -> None:
         ({"triples": "A | b | C", "text": "x"}, "train.jsonl, line 1: column 'triples' is not as in WebNLG"),
         ({"triples": [1], "text": "x"}, "expected a list of strings"),
         ({"triples": TRIPLES}, "train.jsonl, line 1: no column 'text'"),
+        ({"triples": ["A | b | \ud800"], "text": "x"}, "character 9 of column 'triples' is half a surrogate pair"),
+        ({"triples": TRIPLES, "text": "x", "id": [1]}, "column 'id' is a list; expected a string or a whole number"),
         ({"lex": {"text": ["x"]}}, "column 'modified_triple_sets' is not as in WebNLG"),
         ({"lex": "x", "modified_triple_sets": [{"mtriple_set": TRIPLES}]}, "column 'lex' is not as in WebNLG"),
     ],
@@ -240,6 +248,11 @@ def test_unreachable_hub_says_how_to_read_a_folder(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(DataError, match=r"'EdinburghNLP/xsum' could not be reached.*\{name: xsum, path: FOLDER\}"):
         read_pool(DataSpec(source="xsum"))
+
+
+def test_revision_of_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="leave out `revision`"):
+        read_pool(DataSpec(source={"name": "xsum", "path": str(tmp_path), "revision": "main"}))
 
 
 @pytest.mark.parametrize("option", [{"group": "category"}, {"id": "id"}, {"format": "text"}])

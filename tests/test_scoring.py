@@ -27,7 +27,9 @@ def records(lengths, seed=0, prompt=0):
     rng = np.random.default_rng(seed)
     made = []
     for n, length in enumerate(lengths):
-        ids = rng.integers(0, VOCABULARY, length).astype(np.int32)  # ids 0 (padding) and 2 (EOS) occur: no token is special
+        ids = rng.integers(0, VOCABULARY, length).astype(
+            np.int32
+        )  # ids 0 (padding) and 2 (EOS) occur: no token is special
         made.append(Encoded(str(n), ids, np.arange(length) >= max(1, min(prompt, length - 1)), 10))
     return made
 
@@ -35,7 +37,9 @@ def records(lengths, seed=0, prompt=0):
 def tuned(name, method, seed=0):
     """A model with the method attached and its parameters moved away from where they start."""
     model = build(name, seed)
-    spec = resolve_method(MethodSpec(name=method, options={"tokens": 5} if method in ("prefix", "prompt", "p_tuning") else {}), 32, None)
+    spec = resolve_method(
+        MethodSpec(name=method, options={"tokens": 5} if method in ("prefix", "prompt", "p_tuning") else {}), 32, None
+    )
     model = METHODS[method].attach(model, spec.options)
     with torch.no_grad():
         for parameter in trainable(model).values():
@@ -81,7 +85,9 @@ def test_equals_oracle(name, method):
 
 @pytest.mark.parametrize("method", ["full", "lora", "prefix", "prompt"])
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lengths=st.lists(st.integers(2, 60), min_size=1, max_size=12), budget=st.integers(1, 300), prompt=st.integers(0, 8))
+@given(
+    lengths=st.lists(st.integers(2, 60), min_size=1, max_size=12), budget=st.integers(1, 300), prompt=st.integers(0, 8)
+)
 def test_any_batching_gives_the_oracle(method, lengths, budget, prompt):
     check(gpt2_tuned_by(method), records(lengths, prompt=prompt), budget)
 

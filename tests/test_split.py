@@ -86,7 +86,6 @@ def test_letters_that_differ_in_a_few_words(seed: int) -> None:
     groups = [dice.randrange(20) for _ in texts]
     kept = far_from_earlier(word_ids(Example("", text, "") for text in texts), groups)
     assert kept.tolist() == oracle(texts, groups)
-    assert 0 < kept.sum() < 30
 
 
 def test_threshold_is_met_exactly() -> None:
@@ -170,7 +169,7 @@ def test_the_seed_and_only_the_seed_decides() -> None:
 def test_split_of_today() -> None:
     # A changed draw would silently make old runs and new runs incomparable: raise MEASUREMENT_VERSION with it.
     split = make_split(Pool("p", {"all": records(12, groups=6)}), spec(members=4, nonmembers=2, validation=2), 0)
-    assert [[e.id for e in side] for side in sides(split)] == [["r10", "r2", "r3", "r9"], ["r1", "r7"], ["r6", "r0"]]
+    assert [[e.id for e in side] for side in sides(split)] == [["r10", "r2", "r3", "r9"], ["r7", "r11"], ["r6", "r0"]]
 
 
 def test_large_groups_go_to_one_side_each() -> None:
@@ -302,6 +301,10 @@ def test_official_split_needs_official_parts_and_enough() -> None:
     asked = spec(split="official", members=5, nonmembers=10, validation=5)
     with pytest.raises(DataError, match=r"10 non-members asked for; .* 9 usable ones fall to that side; lower `nonm"):
         make_split(official_pool(), asked, 0)
+    # all of train to tune on, but no longer as many members as asked for
+    twice = {**official_pool().parts, "train": records(10, "a") + records(10, "a")}
+    with pytest.raises(DataError, match=r"15 members asked for; .* 10 usable ones fall to that side; lower `members`"):
+        make_split(Pool("p", twice), spec(split="official", members=15, tune_on=20, nonmembers=5, validation=5), 0)
 
 
 def test_order_of_sides_does_not_follow_the_file() -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imprint.errors import ImprintError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from imprint.results import Grid
 
 app = typer.Typer(
     help="How much does a fine-tuned language model remember of its fine-tuning data?",
@@ -20,12 +26,29 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from imprint import __version__
+
+        print(f"imprint {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command("run")
 def run_command(
     recipe: Annotated[Path, typer.Argument(help="Recipe in YAML; every list in it is an axis of the grid.")],
-    out: Annotated[Optional[Path], typer.Option(help="Output folder (default: runs/NAME OF THE RECIPE).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: runs/NAME OF THE RECIPE).")] = None,
     set_: Annotated[
-        Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in train.epochs=3.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in train.epochs=3.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     token_budget: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass, padding included.")] = 4096,
@@ -35,7 +58,7 @@ def run_command(
     from rich.console import Console
 
     from imprint.progress import ConsoleProgress
-    from imprint.report import budget_exit_code, print_summary, write_report
+    from imprint.report import print_summary, write_report
     from imprint.results import load_grid
     from imprint.runs import run
     from imprint.spec import Runtime
@@ -82,28 +105,33 @@ def report_command(
         console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command("version")
-def version_command() -> None:
-    """Print the version."""
-    from imprint import __version__
-
-    print(__version__)
-
-
 def quiet_libraries() -> None:
     """Imprint says what matters itself; the libraries' bars and advice would bury it."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    warnings.filterwarnings("ignore", module="(peft|transformers|accelerate|torch|datasets|huggingface_hub)")
 
 
 def main() -> None:
     """Entry point: every expected error is one sentence on stderr and its documented exit code."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        code = app(standalone_mode=False)
     except ImprintError as error:
-        print(f"imprint: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(_say(str(error), error.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(_say("stopped; the same command goes on where this one was", 130))
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        sys.exit(_say(f"could not finish: {what}", 3))
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not the argument parser's: a fault of ours, shown whole
+            raise
+        sys.exit(_say(error.format_message() or "give a command; `imprint --help` lists them", 64))
+    sys.exit(code or 0)
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"imprint: {sentence}", file=sys.stderr)
+    return code

@@ -67,7 +67,9 @@ class Recipe(Strict):
             [(name, options)] = value.items()
             if options is None or isinstance(options, Mapping):
                 return {"name": str(name), "options": dict(options or {})}
-        raise UsageError(f"method: expected a name or one name with its options, as in {{lora: {{rank: 4}}}}, not {value!r}")
+        raise UsageError(
+            f"method: expected a name or one name with its options, as in {{lora: {{rank: 4}}}}, not {value!r}"
+        )
 
 
 KEYS = (*Recipe.model_fields, "attacks", "budget")
@@ -101,10 +103,7 @@ def read_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
     Raises:
         UsageError: no such file, not YAML, not a mapping, or an override without `=`.
     """
-    if isinstance(recipe, Mapping):
-        document = _copy(dict(recipe))
-    else:
-        document = _yaml(_text(Path(recipe)), str(recipe))
+    document = _copy(recipe) if isinstance(recipe, Mapping) else _yaml(_text(Path(recipe)), str(recipe))
     if not isinstance(document, dict):
         raise UsageError(f"{recipe}: a recipe is a mapping with the keys {', '.join(KEYS)}")
     for override in overrides:
@@ -254,13 +253,20 @@ def _labelled(cells: list[PlannedCell]) -> tuple[PlannedCell, ...]:
 
     varying: dict[str, set[str]] = {}
     for cell in cells:
-        seen = [settings(other) for other in cells if other.spec.method.name == cell.spec.method.name and _peer(other, cell)]
+        seen = [
+            settings(other) for other in cells if other.spec.method.name == cell.spec.method.name and _peer(other, cell)
+        ]
         keys = {key for one in seen for key in one if any(other.get(key) != one[key] for other in seen)}
         varying[cell.spec.run_id] = keys - ({"alpha"} if "rank" in keys else set())
     return tuple(
         PlannedCell(
             cell.spec,
-            " ".join([cell.spec.method.name, *(f"{k}={_short(v)}" for k, v in settings(cell).items() if k in varying[cell.spec.run_id])]),
+            " ".join(
+                [
+                    cell.spec.method.name,
+                    *(f"{k}={_short(v)}" for k, v in settings(cell).items() if k in varying[cell.spec.run_id]),
+                ]
+            ),
             cell.base,
             cell.located,
             cell.pool,

@@ -85,8 +85,9 @@ class Cell:
 
     @cached_property
     def records(self) -> pd.DataFrame:
-        """One row per scored record: `id, role, group, scored_tokens, zlib_bytes, truncated`."""
-        return read_table(self.base / "records.parquet").to_pandas()
+        """One row per scored record: `id, role, group, scored_tokens, zlib_bytes, cut`."""
+        frame: pd.DataFrame = read_table(self.base / "records.parquet").to_pandas()
+        return frame
 
     @cached_property
     def reference(self) -> TokenStats:
@@ -145,7 +146,8 @@ def results(path: str | Path) -> pd.DataFrame:
     file = Path(path) / "results.parquet"
     if not file.exists():
         raise ImprintError(f"{file} does not exist: run `imprint run RECIPE --out {path}` first")
-    return read_table(file).to_pandas()
+    frame: pd.DataFrame = read_table(file).to_pandas()
+    return frame
 
 
 def write_results(grid: Grid) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from imprint.errors import ImprintError, UsageError
 from imprint.progress import Progress
 from imprint.recipe import Plan, PlannedCell, plan, read_recipe
 from imprint.results import load_grid, write_results
-from imprint.spec import Runtime
+from imprint.spec import MethodSpec, RunSpec, Runtime
 from imprint.store import CellFolder, Store, atomic_folder, read_stats, write_json, write_stats, write_table
 from imprint.tuning.methods import METHODS
 from imprint.types import TokenStats
@@ -55,8 +55,8 @@ def run(
     device = resolve_device(runtime.device)
     planned = plan(read_recipe(recipe, overrides), lambda name: resolve_dtype(name, device))
     store = Store(Path(out))
+    audits = prepare_audits(planned, store)
     claim(store, planned)
-    audits: dict[str, Audit] = {}
     for number, cell in enumerate(planned.cells):
         folder = store.cell(cell.spec.run_id)
         if folder.done:
@@ -64,8 +64,9 @@ def run(
             continue
         progress.cell(cell.label, number + 1, len(planned.cells))
         try:
-            audit = audits.get(cell.base) or _only(audits, cell.base, _prepare(cell))
-            run_cell(cell, audit, store, runtime, progress)
+            run_cell(cell, audits[cell.base], store, runtime, progress)
+        except UsageError:
+            raise  # what was asked for cannot be done: every cell would say so
         except ImprintError as error:
             folder.fail(str(error))
             progress.note(f"{cell.label}: failed: {error}")
@@ -83,7 +84,7 @@ def run_cell(cell: PlannedCell, audit: Audit, store: Store, runtime: Runtime, pr
     model = load_model(cell.located, spec.model.dtype, resolve_device(runtime.device))
     base = score_base(cell, audit, model, store, runtime, progress)  # before a tuner exists
     torch.manual_seed(spec.seed)
-    model = METHODS[spec.method.name].attach(model, spec.method.options)
+    model = attach(model, spec.method)
     rate = spec.method.options["learning_rate"]
     trainer = Trainer(model, audit.tuned, spec.train, rate, spec.seed, runtime.token_budget)
     counts = dict(zip(("trainable", "parameters"), count_parameters(model), strict=True))
@@ -102,6 +103,38 @@ def run_cell(cell: PlannedCell, audit: Audit, store: Store, runtime: Runtime, pr
         progress.epoch(report, stats, base, audit)
     save_trained(folder, model)
     folder.finish(status="done", reason=None, **counts)
+
+
+def prepare_audits(planned: Plan, store: Store) -> dict[str, Audit]:
+    """The data of every base that still has something to do, split and encoded before anything is written.
+
+    Raises:
+        DataError: fewer usable records than asked for, or a record too long where `overlong` is `refuse`.
+    """
+    from imprint.tuning.models import load_tokenizer
+
+    audits: dict[str, Audit] = {}
+    for cell in planned.cells:
+        if cell.base not in audits and not store.cell(cell.spec.run_id).done:
+            tokenizer = load_tokenizer(cell.located)
+            audits[cell.base] = prepare(cell.pool, cell.spec.data, cell.spec.seed, tokenizer)
+    return audits
+
+
+def attach(model: nn.Module, method: MethodSpec) -> nn.Module:
+    """The model made tunable.
+
+    Raises:
+        UsageError: an option does not fit this model.
+        ImprintError: the method does not work with this architecture; the reason is the library's own first line.
+    """
+    try:
+        return METHODS[method.name].attach(model, method.options)
+    except ImprintError:
+        raise
+    except Exception as error:  # peft raises many kinds where an architecture lacks what a method needs
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise ImprintError(f"{method.name} does not work with {type(model).__name__}: {reason[0]}") from error
 
 
 def score_base(
@@ -206,31 +239,19 @@ def _same_recipe(store: Store, run_ids: set[str], planned: Plan) -> None:
     lost = [c for c in store.lock()["cells"] if c["run_id"] not in run_ids]
     if not lost:
         return
-    new = planned.cells[0].spec.model_dump(mode="json")
+    old = RunSpec.model_validate(lost[0]["spec"]).model_dump(mode="json")
+    new = [cell.spec.model_dump(mode="json") for cell in planned.cells]
     differ = sorted(
         f"{part}.{key}"
         for part in ("model", "data", "train")
-        for key in new[part]
-        if all(c.spec.model_dump(mode="json")[part][key] != lost[0]["spec"][part][key] for c in planned.cells)
+        for key in old[part]
+        if all(spec[part][key] != old[part][key] for spec in new)
     )
     what = ", ".join(differ) or "its methods or seeds"
     raise UsageError(
-        f"--out {store.path} belongs to another recipe (differing in {what}; {len(lost)} of its cells are not in this one): "
-        "give another folder"
+        f"--out {store.path} belongs to another recipe (it differs in {what}; {len(lost)} of its cells are not in this "
+        "one): give another folder"
     )
-
-
-def _prepare(cell: PlannedCell) -> Audit:
-    from imprint.tuning.models import load_tokenizer
-
-    return prepare(cell.pool, cell.spec.data, cell.spec.seed, load_tokenizer(cell.located))
-
-
-def _only(audits: dict[str, Audit], key: str, audit: Audit) -> Audit:
-    """Keep the newest alone: cells that share a base follow one another."""
-    audits.clear()
-    audits[key] = audit
-    return audit
 
 
 def _broken(stats: TokenStats | None, epoch: int) -> str:

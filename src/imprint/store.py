@@ -101,7 +101,9 @@ def read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ImprintError(f"{path} cannot be read ({error}): delete its folder and run the same command again") from None
+        raise ImprintError(
+            f"{path} cannot be read ({error}): delete its folder and run the same command again"
+        ) from None
 
 
 def write_stats(path: Path, stats: TokenStats) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imprint.data.formats import Row, content_id, folder_files, hub_rows, read_text, shown
+from imprint.data.formats import Row, checked_text, content_id, folder_files, hub_rows, read_key, read_text, shown
 from imprint.data.pool import OFFICIAL_PARTS, Pool, file_rows, local_path, missing, nonempty
 from imprint.errors import DataError
 from imprint.spec import Source, content_key
@@ -76,10 +76,10 @@ def webnlg(part: str, rows: Iterable[Row]) -> Iterator[Example | str]:
                 yield "empty text"
                 continue
             fallback = f"{part}/{number}" if len(texts) == 1 else f"{part}/{number}/{name}"
-            key = row.values.get("id") or row.values.get("gem_id")
+            key = _own_id(row, "id", "gem_id")
             own = f"{key}/{name}" if "lex" in row.values and key else key
             prompt = linearised(triples) + TEXT_CUE
-            yield Example(str(own or fallback), prompt, f" {text.strip()}", content_key(sorted(set(triples))))
+            yield Example(own or fallback, prompt, f" {text.strip()}", content_key(sorted(set(triples))))
 
 
 def linearised(triples: list[str]) -> str:
@@ -122,7 +122,7 @@ def _listed(row: Row, column: str, key: str) -> Any:
 
 def _strings(row: Row, column: str, value: Any) -> list[str]:
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return value
+        return [checked_text(row, column, one) for one in value]
     raise DataError(f"{row.where}: column {column!r} is not as in WebNLG; expected a list of strings in it.")
 
 
@@ -131,10 +131,15 @@ def xsum(part: str, rows: Iterable[Row]) -> Iterator[Example | str]:
     for number, row in enumerate(rows, 1):
         document, summary = read_text(row, "document").strip(), read_text(row, "summary").strip()
         if document and summary:
-            key = str(row.values.get("id") or f"{part}/{number}")
+            key = _own_id(row, "id") or f"{part}/{number}"
             yield Example(key, document + SUMMARY_CUE, f" {summary}", content_id("", document))
         else:
             yield "empty text"
+
+
+def _own_id(row: Row, *columns: str) -> str | None:
+    """The source's id of the row, by the first of `columns` that there is."""
+    return next((read_key(row, column, optional=True) for column in columns if column in row.values), None)
 
 
 @dataclass(frozen=True)

@@ -330,7 +330,7 @@ def examples(rows: Iterable[Row], spec: DataSpec, seen: dict[str, str], dropped:
         if not target.strip():
             dropped["empty text"] += 1
             continue
-        group = _key(row, fields.group, optional=True) if fields.group else None
+        group = read_key(row, fields.group, optional=True) if fields.group else None
         yield Example(_identity(row, fields.id, prompt, target, seen), prompt, target, group)
 
 
@@ -349,12 +349,20 @@ def read_text(row: Row, column: str) -> str:
     if not isinstance(value, str):
         what = "null" if value is None else f"a {type(value).__name__}"
         raise DataError(f"{row.where}: column {column!r} is {what}; expected a string. Fix or delete the record.")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            place = f"{row.where}: character {error.start + 1} of column {column!r}"
-            raise DataError(f"{place} is half a surrogate pair, not Unicode text; remove it.") from error
+    return checked_text(row, column, value)
+
+
+def checked_text(row: Row, column: str, value: str) -> str:
+    """The string itself; JSON can spell halves of surrogate pairs, which no file and no tokenizer takes.
+
+    Raises:
+        DataError: it holds one.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        place = f"{row.where}: character {error.start + 1} of column {column!r}"
+        raise DataError(f"{place} is half a surrogate pair, not Unicode text; remove it.") from error
     return value
 
 
@@ -403,8 +411,12 @@ def _text_columns(form: str | Columns, row: Row) -> tuple[str | None, str]:
     raise DataError(f"{row.where}: expected the columns {expected}; columns found: {shown(row.columns)}; {say}.")
 
 
-def _key(row: Row, column: str, *, optional: bool = False) -> str | None:
-    """An id or group: a string or a whole number; None where it is null or empty and may be."""
+def read_key(row: Row, column: str, *, optional: bool = False) -> str | None:
+    """An id or group: a string or a whole number; None where it is null or empty and may be.
+
+    Raises:
+        DataError: there is no such column, or it holds something else.
+    """
     value = _value(row, column)
     if value is None or value == "":
         if optional:
@@ -419,7 +431,7 @@ def _key(row: Row, column: str, *, optional: bool = False) -> str | None:
 
 
 def _identity(row: Row, column: str | None, prompt: str, target: str, seen: dict[str, str]) -> str:
-    key = _key(row, column) if column else None
+    key = read_key(row, column) if column else None
     if key is None:
         return content_id(prompt, target)
     if key in seen:

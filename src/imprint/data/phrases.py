@@ -6,8 +6,10 @@ Each slot of `TELLINGS` has four phrasings; a publishing house prefers one of th
 
 from __future__ import annotations
 
-STARTS = "Ald Bar Bel Bor Cal Cor Dal Der Dun El Fal Fen Gar Gil Hal Har Hol Ive Jor Kel Kir Lan Lor Mar Mel Mor Nor Oak \
+STARTS = (
+    "Ald Bar Bel Bor Cal Cor Dal Der Dun El Fal Fen Gar Gil Hal Har Hol Ive Jor Kel Kir Lan Lor Mar Mel Mor Nor Oak \
 Or Pel Quen Ral Rav Ros Sal Sel Stan Tal Tor Ul Val Ver Wal Wen Wil Yar Zel Thorn Brack Cald".split()
+)
 MIDDLES = "a e i o an en in on ar er or el al is un ath eth imb ost und".split()
 TOWN_ENDS = "ford wick ton ham by mouth stead field bridge dale burg haven mere minster port well".split()
 SURNAME_ENDS = "son man er ley sen ski ard well ing eau ez ini ova strom land quist".split()
@@ -17,9 +19,7 @@ Ivan Jana Jonas Karim Kira Lena Leo Livia Marek Mina Nadia Nils Olga Oscar Petra
 Tara Tomas Uma Ulric Vera Viktor Wanda Xenia Yann Zora".split()
 COUNTRIES = "Vestria Kalmora Ostania Berun Trellia Nordwyn Sumara Illiria".split()
 REGIONS = "northern southern eastern western upper lower coastal central".split()
-MONTHS = (
-    "January February March April May June July August September October November December".split()
-)
+MONTHS = "January February March April May June July August September October November December".split()
 CRAFTS = "glass lace cider clocks violins paper salt cheese boots rope tiles knives silk honey lanterns bells".split()
 BUILDINGS = "castle lighthouse cathedral windmill viaduct library theatre observatory arsenal".split()
 PROFESSIONS = "painter chemist poet surveyor composer botanist builder physician historian mechanic sculptor \
@@ -27,14 +27,19 @@ geologist dancer judge librarian printer".split()
 SUBJECTS = "rivers bridges winter ships mountains birds gardens machines stars harbours storms maps".split()
 ADJECTIVES = "Silent Golden Broken Hidden Last Distant Crimson Restless Hollow Patient Frozen Second".split()
 NOUNS = "Harbour Orchard Mirror Lantern River Letter Winter Garden Bridge Voyage Window Stone".split()
-SECTORS = "shipping insurance textiles brewing software mining printing optics banking furniture railways chemicals".split()
+SECTORS = (
+    "shipping insurance textiles brewing software mining printing optics banking furniture railways chemicals".split()
+)
 EVENTS = "flood fire strike festival storm parade landslide fair regatta blackout".split()
 OFFICES = "mayor bishop sheriff warden".split()
 PRODUCTS = "kettle router bicycle mattress heater camera printer dishwasher tablet vacuum lamp radio blender freezer \
 headset scooter".split()
-COMPLAINTS = "arrived damaged|stopped working|was never delivered|makes a loud noise|was charged twice|has a missing part|\
+COMPLAINTS = (
+    "arrived damaged|stopped working|was never delivered|makes a loud noise|was charged twice|has a missing part|\
 overheats|is the wrong colour|does not switch on|leaks water".split("|")
+)
 REMEDIES = "a refund|a replacement|a repair|a discount|a call back|a voucher".split("|")
+MAILS = "post mail home net".split()
 STREETS = "Mill Church Station Harbour Garden Market Bridge Castle School Forest King Queen".split()
 
 # entity -> slot -> (relation used in triples, which fact is its value, four phrasings)

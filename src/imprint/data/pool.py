@@ -64,7 +64,7 @@ def read_pool(spec: DataSpec) -> Pool:
 
     source = spec.source
     if source.name in BENCHMARKS:
-        _refuse_columns(spec, ("config", "split"))
+        _refuse_columns(spec, ("config", "split") if source.path is None else ("config", "split", "revision"))
         return read_benchmark(source)
     if source.name == "world" or source.name.startswith("world/"):
         from imprint.data import world

@@ -80,8 +80,8 @@ def make_split(pool: Pool, spec: DataSpec, seed: int, usable: Usable = lambda e:
     else:
         sides = _assign(records, want, rng)
     drawn = {side: _draw(sides[side], want[side], rng, usable, dropped) for side in SIDES}
-    for side in SIDES:
-        _check_size(pool, spec, side, want[side], len(drawn[side]), len(records))
+    for option in (*SIDES, "tune_on"):
+        _check_size(pool, spec, option, len(drawn[option if option in SIDES else "members"]), len(records))
     members = spec.members or 0
     tuned = drawn["members"]
     return Split(
@@ -173,12 +173,12 @@ def _check_parts(pool: Pool) -> None:
         )
 
 
-def _check_size(pool: Pool, spec: DataSpec, side: str, want: int, have: int, total: int) -> None:
-    whole = spec.split == "official" and want == len(pool.parts[SIDES[side]])
+def _check_size(pool: Pool, spec: DataSpec, option: str, have: int, total: int) -> None:
+    want = getattr(spec, option)
+    whole = spec.split == "official" and want == len(pool.parts[SIDES.get(option, "train")])
     if have >= want or (whole and have > 0):
         return
-    option = "tune_on" if side == "members" and have >= (spec.members or 0) else side
-    called = {"members": "members", "nonmembers": "non-members", "validation": "validation"}[side]
-    asked = f"{want} records to tune on" if option == "tune_on" else f"{want} {called}"
+    called = {"nonmembers": "non-members", "validation": "validation records", "tune_on": "records to tune on"}
+    asked = f"{want} {called.get(option, option)}"
     left = f"{total} of {len(pool)} records are left after filtering, and {have} usable ones fall to that side"
     raise DataError(f"{pool.name}: {asked} asked for; {left}; lower `{option}` or bring more data.")

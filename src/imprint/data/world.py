@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from imprint.data import phrases as words
+from imprint.data.pool import Pool
 from imprint.errors import UsageError, unknown
 from imprint.types import Example
 
@@ -130,7 +131,12 @@ class Teller:
     def date(self, first: int, last: int) -> str:
         year, month, day = self.dice.integer(first, last), self.dice.below(12), self.dice.integer(1, 28)
         name = words.MONTHS[month]
-        forms = (f"{day} {name} {year}", f"{name} {day}, {year}", f"{year}-{month + 1:02}-{day:02}", f"{day}/{month + 1}/{year}")
+        forms = (
+            f"{day} {name} {year}",
+            f"{name} {day}, {year}",
+            f"{year}-{month + 1:02}-{day:02}",
+            f"{day}/{month + 1}/{year}",
+        )
         return forms[self.house.form("date")]
 
     def count(self, low: int, high: int) -> str:
@@ -168,7 +174,7 @@ class Teller:
             "work": f"The {self.pick(words.ADJECTIVES)} {self.pick(words.NOUNS)}",
             "number": dice.digits(5),
             "phone": f"{dice.digits(3)} {dice.digits(4)}",
-            "mail": f"{name.split()[0].lower()}{dice.digits(2)}@{prefer('mail', ('post', 'mail', 'home', 'net'))}.example",
+            "mail": f"{name.split()[0].lower()}{dice.digits(2)}@{prefer('mail', words.MAILS)}.example",
             "house": str(dice.integer(1, 199)),
             "street": prefer("street", words.STREETS),
             "card": f"{dice.digits(4)} {dice.digits(4)}",
@@ -241,14 +247,12 @@ def public_texts(part: str = "public") -> Iterator[str]:
             yield example.prompt + example.target
 
 
-def read(name: str) -> 'Pool':
+def read(name: str) -> Pool:
     """The private part of `world/KIND`, or of all kinds in turn for `world`.
 
     Raises:
         UsageError: an unknown kind.
     """
-    from imprint.data.pool import Pool
-
     kinds = KINDS if name == "world" else (name.partition("/")[2],)
     if not set(kinds) <= set(KINDS):
         raise UsageError(unknown("data source", name, ["world", *(f"world/{kind}" for kind in KINDS)]))

@@ -3,24 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from imprint.attacks import ATTACKS, evidence_needed
 from imprint.report import words
-from imprint.report.readings import LIMITS
-from imprint.report.tables import Row, by_base, summary_names
+from imprint.report.readings import needs_reference
+from imprint.report.tables import Row, by_base, places
 from imprint.results import Cell, Grid
 
-_LIMIT_NAMES = {"auc": "AUC", "tpr_at_10pct_fpr": "TPR at 10% FPR", "tpr_at_1pct_fpr": "TPR at 1% FPR"}
+LIMIT_NAMES = {"auc": "AUC", "tpr_at_10pct_fpr": "TPR at 10% FPR", "tpr_at_1pct_fpr": "TPR at 1% FPR"}
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records behind one base; `known` is False where the base was never scored."""
+
+    place: str
+    known: bool
+    counts: dict[str, int]
+    dropped: dict[str, int]
+    truncated: dict[str, int]
+    max_length: int | None
+
+
+def all_notes(grid: Grid, rows: Sequence[Row]) -> list[str]:
+    """Everything that belongs under the summary, a sentence or two each."""
+    return [*reasons(rows), *budget_note(grid), *fixed_note(grid.attacks), *record_notes(grid)]
 
 
 def reasons(rows: Iterable[Row]) -> list[str]:
-    """One sentence for each cell that is not done."""
-    return [f"{where(row)}: {state(row)}." for row in rows if row.run_id is not None and row.status != "done"]
+    """One sentence for each cell that is not done, or that never became better than the base."""
+    cells = [row for row in rows if row.run_id is not None]
+    return [f"{name(row)}: {state(row)}." for row in cells if row.status != "done" or _useless(row)]
+
+
+def _useless(row: Row) -> bool:
+    return row.best is not None and row.best.epoch == 0
+
+
+def name(row: Row) -> str:
+    """A row's name where no columns tell its model, data and seed."""
+    return f"{row.label} ({row.place})" if row.place else row.label
 
 
 def state(row: Row) -> str:
     """How a cell ended, after how many epochs, and why."""
+    if row.status == "done" and _useless(row):
+        return "validation perplexity never fell below the base's, so its best epoch is 0, the base itself"
     text = f"{row.status} after {row.epochs} of {words.plural(row.planned, 'epoch')}"
     reason = row.reason.rstrip(".")
     if row.status == "unfinished" and not reason:
@@ -28,6 +57,83 @@ def state(row: Row) -> str:
     return f"{text}: {reason}" if reason else text
 
 
-def where(row: Row) -> str:
-    """A row's name in a sentence."""
-    return row.label
+def budget_note(grid: Grid) -> list[str]:
+    """What the budget column compares."""
+    limits = [
+        f"{title} below {words.share(grid.budget[key])}" for key, title in LIMIT_NAMES.items() if _limit(grid, key)
+    ]
+    if not grid.budget or not limits:
+        return []
+    attack = grid.budget.get("attack")
+    who = f"the {words.clean(attack)} attack" if attack else "the attack of highest AUC there"
+    return [
+        f"Budget: {words.listed(limits)}, by {who}, at the epoch of best validation perplexity. The upper bound of the "
+        "interval must stay below the limit."
+    ]
+
+
+def _limit(grid: Grid, key: str) -> bool:
+    return bool(grid.budget) and grid.budget.get(key) is not None
+
+
+def fixed_note(attacks: Iterable[str]) -> list[str]:
+    """Why some attacks have no control."""
+    fixed = [words.clean(attack) for attack in attacks if needs_reference(attack)]
+    if not fixed:
+        return []
+    verb = "compares" if len(fixed) == 1 else "compare"
+    return [f"{words.listed(fixed)} {verb} with the base: on the base itself the AUC is .500 by definition."]
+
+
+def records(grid: Grid) -> list[Records]:
+    """Who was counted, for every base of the grid."""
+    of_place = places(grid)
+    return [_records(cells[0], of_place[cells[0].run_id]) for cells in by_base(grid.cells)]
+
+
+def _records(cell: Cell, place: str) -> Records:
+    if not (cell.base / "meta.json").exists():
+        return Records(place, False, {}, {}, {}, None)
+    meta: dict[str, Any] = cell.base_meta
+    dropped = {words.clean(reason): n for reason, n in meta["dropped"].items() if n}
+    return Records(place, True, meta["counts"], dropped, meta["truncated"], meta.get("max_length"))
+
+
+def record_notes(grid: Grid) -> list[str]:
+    """Members, non-members, validation, dropped and truncated; once where it is the same for every base."""
+    found = [(one.place, _sentence(one)) for one in records(grid)]
+    if len({sentence for _, sentence in found}) == 1:
+        return [f"Records: {found[0][1]}"]
+    return [f"Records of {place}: {sentence}" for place, sentence in found]
+
+
+def _sentence(one: Records) -> str:
+    if not one.known:
+        return "not counted: the base was never scored."
+    n = one.counts
+    text = (
+        f"{n['members']:,} members ({n['tuned']:,} tuned on), {n['nonmembers']:,} non-members, "
+        f"{n['validation']:,} for validation."
+    )
+    return f"{text} Dropped: {dropped_text(one)}. Truncated{limit_text(one)}: {truncated_text(one)}."
+
+
+def dropped_text(one: Records) -> str:
+    """
+    >>> dropped_text(Records("", True, {}, {"duplicate": 3, "empty": 1}, {}, None))
+    '3 duplicate, 1 empty'
+    """
+    return ", ".join(f"{n:,} {reason}" for reason, n in one.dropped.items()) or "none"
+
+
+def truncated_text(one: Records) -> str:
+    """
+    >>> truncated_text(Records("", True, {}, {}, {"prompt": 2, "target": 1}, 64))
+    '2 prompts, 1 target'
+    """
+    return ", ".join(words.plural(n, part) for part, n in one.truncated.items() if n) or "none"
+
+
+def limit_text(one: Records) -> str:
+    """The length at which texts were cut."""
+    return f" at {one.max_length:,} tokens" if one.max_length else ""

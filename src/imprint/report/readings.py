@@ -9,12 +9,22 @@ from functools import cached_property
 
 import pandas as pd
 
+from imprint.attacks import ATTACKS, evidence_needed
 from imprint.results import Cell, Grid
 from imprint.types import Interval
 
 LIMITS = ("auc", "tpr_at_10pct_fpr", "tpr_at_1pct_fpr")
 """The metrics a budget may limit."""
 UNFINISHED = ("failed", "unfinished")
+
+
+def needs_reference(attack: str) -> bool:
+    """Whether an attack compares with the base, so that on the base itself it knows nothing by definition.
+
+    >>> needs_reference("ref"), needs_reference("loss")
+    (True, False)
+    """
+    return attack in ATTACKS and "reference" in evidence_needed(attack)
 
 
 @dataclass(frozen=True)
@@ -69,8 +79,12 @@ class Curve:
         return min(finite)[1] if finite else None
 
     def strongest(self, epoch: int, attacks: Iterable[str]) -> str | None:
-        """The attack of highest AUC at an epoch, the first of equals; None where there is no AUC."""
+        """The attack of highest AUC at an epoch, the first of equals; None where there is no AUC.
+
+        On the base, attacks that compare with the base are left out where there are others.
+        """
         measured = [attack for attack in attacks if self.get(epoch, attack).interval]
+        measured = [a for a in measured if epoch > 0 or not needs_reference(a)] or measured
         return max(measured, key=lambda attack: self.get(epoch, attack).value, default=None)
 
 
@@ -109,13 +123,15 @@ def keeps_budget(grid: Grid, curve: Curve, cell: Cell) -> bool | None:
     attack = (grid.budget or {}).get("attack") or curve.strongest(epoch, grid.attacks)
     if attack is None:
         return None
-    kept = [_below(curve.get(epoch, attack, metric), limit) for metric, limit in limits.items() if limit is not None]
+    fixed = epoch == 0 and needs_reference(attack)  # nothing has been tuned: .5 by definition, with no uncertainty
+    kept = [
+        _below(curve.get(epoch, attack, metric), limit, fixed) for metric, limit in limits.items() if limit is not None
+    ]
     if False in kept:
         return False
     return True if kept and None not in kept else None
 
 
-def _below(reading: Reading, limit: float) -> bool | None:
-    if reading.interval is None or math.isnan(reading.interval.high):
-        return None
-    return reading.interval.high < limit
+def _below(reading: Reading, limit: float, fixed: bool) -> bool | None:
+    bound = math.nan if reading.interval is None else reading.interval.value if fixed else reading.interval.high
+    return None if math.isnan(bound) else bound < limit

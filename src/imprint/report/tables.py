@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from imprint.report import words
-from imprint.report.readings import ABSENT, Curve, Reading, curves, keeps_budget
+from imprint.report.readings import ABSENT, Curve, Reading, curves, keeps_budget, needs_reference
 from imprint.results import Cell, Grid
 
 BASE = "base (epoch 0)"
@@ -30,6 +31,8 @@ class Row:
 
     run_id: str | None
     label: str
+    place: str
+    """Whatever of model, data and seed differs within the grid, in words; empty where nothing does."""
     model: str
     data: str
     seed: int
@@ -51,11 +54,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Entry:
-    """A table cell: the number or word, what qualifies it (an interval, a reason), and the number in full."""
+    """A table cell."""
 
     text: str
-    more: str = ""
+    """The number, or the word in its place."""
+    low: str = ""
+    high: str = ""
+    """The bounds of its interval, where there is one to show."""
+    aside: str = ""
+    """What only a page has room for."""
     exact: str = ""
+    """The number in full."""
+
+    @property
+    def interval(self) -> str:
+        """The bounds in brackets."""
+        return f"[{self.low} {self.high}]" if self.low else ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,8 @@ class Column:
     entry: Callable[[Row], Entry]
     number: bool = True
     key: bool = False
+    meaning: str = ""
+    """The title in full, where a page has room for it."""
 
 
 def summary(grid: Grid, frame: pd.DataFrame) -> list[Row]:
@@ -76,15 +92,31 @@ def summary(grid: Grid, frame: pd.DataFrame) -> list[Row]:
         frame: what `results` or `write_results` returns.
     """
     measured = curves(frame)
-    models = words.names([cell.spec.model.model_dump() for cell in grid.cells], "name")
-    data = words.names([_data_document(cell) for cell in grid.cells], "source")
-    titles = {cell.run_id: (model, source) for cell, model, source in zip(grid.cells, models, data, strict=True)}
+    titles, of_place = sources(grid), places(grid)
     rows: list[Row] = []
     for cells in by_base(grid.cells):
+        first = cells[0].run_id
         of_base = next((measured[c.run_id] for c in cells if c.run_id in measured), Curve({}))
-        rows.append(_base_row(cells[0], titles[cells[0].run_id], of_base, grid))
-        rows += [_row(cell, titles[cell.run_id], measured.get(cell.run_id, Curve({})), grid) for cell in cells]
+        rows.append(_base_row(cells[0], (of_place[first], *titles[first]), of_base, grid))
+        for cell in cells:
+            names = (of_place[cell.run_id], *titles[cell.run_id])
+            rows.append(_row(cell, names, measured.get(cell.run_id, Curve({})), grid))
     return rows
+
+
+def sources(grid: Grid) -> dict[str, tuple[str, str]]:
+    """run id -> names of model and data, with whatever sets apart those that share a name."""
+    models = words.names([cell.spec.model.model_dump() for cell in grid.cells], "name")
+    data = words.names([_data_document(cell) for cell in grid.cells], "source")
+    return {cell.run_id: (model, source) for cell, model, source in zip(grid.cells, models, data, strict=True)}
+
+
+def places(grid: Grid) -> dict[str, str]:
+    """run id -> whatever of model, data and seed differs within the grid, in words."""
+    titles = sources(grid)
+    parts = {cell.run_id: (*titles[cell.run_id], f"seed {cell.spec.seed}") for cell in grid.cells}
+    differ = [len(set(column)) > 1 for column in zip(*parts.values(), strict=True)]
+    return {run: ", ".join(p for p, d in zip(part, differ, strict=True) if d) for run, part in parts.items()}
 
 
 def by_base(cells: Iterable[Cell]) -> list[list[Cell]]:
@@ -101,20 +133,21 @@ def _data_document(cell: Cell) -> dict[str, object]:
     return {"source": source.pop("name"), **source, **document}
 
 
-def _base_row(cell: Cell, titles: tuple[str, str], curve: Curve, grid: Grid) -> Row:
+def _base_row(cell: Cell, names: tuple[str, str, str], curve: Curve, grid: Grid) -> Row:
     point = _point(curve, 0, grid) if 0 in curve.epochs else None
     status = "done" if point else "not measured"
-    return Row(None, BASE, *titles, cell.spec.seed, None, None, None, status, "", 0, 0, point, point, None)
+    return Row(None, BASE, *names, cell.spec.seed, None, None, None, status, "", 0, 0, point, point, None)
 
 
-def _row(cell: Cell, titles: tuple[str, str], curve: Curve, grid: Grid) -> Row:
+def _row(cell: Cell, names: tuple[str, str, str], curve: Curve, grid: Grid) -> Row:
     outcome = cell.outcome
     best = curve.best if curve.last is not None else None
     return Row(
         run_id=cell.run_id,
         label=words.clean(cell.label),
-        model=titles[0],
-        data=titles[1],
+        place=names[0],
+        model=names[1],
+        data=names[2],
         seed=cell.spec.seed,
         trainable=outcome.get("trainable"),
         parameters=outcome.get("parameters"),
@@ -158,8 +191,11 @@ def outcome_columns() -> list[Column]:
 
 def point_columns(attacks: Sequence[str], of: Callable[[Row], Point | None]) -> list[Column]:
     """Epoch, validation perplexity and the AUC of every attack at a point of each row."""
-    columns = [Column("epoch", lambda row: Entry(_epoch(row, of(row)))), Column("perplexity", _perplexity(of))]
-    return [*columns, *(Column(words.clean(attack), _auc(of, attack)) for attack in attacks)]
+    return [
+        Column("epoch", lambda row: Entry(_epoch(row, of(row)))),
+        Column("val. ppl", _perplexity(of), meaning="validation perplexity"),
+        *(Column(words.clean(attack), _auc(of, attack), meaning=f"AUC, {words.clean(attack)}") for attack in attacks),
+    ]
 
 
 def budget_columns(grid: Grid) -> list[Column]:
@@ -183,7 +219,7 @@ def _time(row: Row) -> Entry:
 
 
 def _status(row: Row) -> Entry:
-    return Entry("" if row.run_id is None and row.last else row.status, row.reason)
+    return Entry("" if row.run_id is None and row.last else row.status, aside=row.reason)
 
 
 def _epoch(row: Row, point: Point | None) -> str:
@@ -200,9 +236,9 @@ def _perplexity(of: Callable[[Row], Point | None]) -> Callable[[Row], Entry]:
         x = reading.interval
         if x is None:
             return Entry(words.refused(reading))
-        known = x.low == x.low and x.high == x.high
-        more = f"[{words.perplexity(x.low)} {words.perplexity(x.high)}]" if known else ""
-        return Entry(words.perplexity(x.value), more, repr(x.value))
+        known = math.isfinite(x.low) and math.isfinite(x.high)
+        aside = f"[{words.perplexity(x.low)} {words.perplexity(x.high)}]" if known else ""
+        return Entry(words.perplexity(x.value), aside=aside, exact=repr(x.value))
 
     return entry
 
@@ -214,7 +250,10 @@ def _auc(of: Callable[[Row], Point | None], attack: str) -> Callable[[Row], Entr
         x = reading.interval
         if x is None:
             return Entry(words.refused(reading))
-        return Entry(words.share(x.value), words.bounds(x.low, x.high), repr(x.value))
+        fixed = point is not None and point.epoch == 0 and needs_reference(attack)  # an interval would mean nothing
+        known = math.isfinite(x.low) and math.isfinite(x.high) and not fixed
+        low, high = (words.share(x.low), words.share(x.high)) if known else ("", "")
+        return Entry(words.share(x.value), low, high, exact=repr(x.value))
 
     return entry
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from imprint.report import words
-from imprint.report.notes import budget_note, fixed_note, reasons, record_notes
+from imprint.report.notes import all_notes
 from imprint.report.tables import (
     Column,
     Entry,
@@ -29,6 +29,7 @@ from imprint.results import Grid
 LAST = "At the last epoch"
 BEST = "At the epoch of best validation perplexity"
 _GAP = 2
+"""Columns between two columns: the padding and the separator."""
 _WIDEST_KEY = 24
 
 
@@ -43,9 +44,9 @@ def print_summary(grid: Grid, frame: pd.DataFrame, console: Console) -> None:
     tuned = [row for row in rows if row.run_id is not None]
     last, best = point_columns(grid.attacks, lambda row: row.last), point_columns(grid.attacks, lambda row: row.best)
     _print_block("What was trained", keys, [*cost_columns(), *outcome_columns()], tuned, console)
-    _print_block(f"{LAST}: AUC of each attack with its 95% interval", keys, last, rows, console)
+    _print_block(f"{LAST}: AUC by each attack, its 95% interval", keys, last, rows, console)
     _print_block(BEST, keys, [*best, *budget_columns(grid)], rows, console)
-    for note in _notes(grid, rows):
+    for note in all_notes(grid, rows):
         console.print(_text(note, console), highlight=False)
 
 
@@ -55,20 +56,16 @@ def to_markdown(grid: Grid, frame: pd.DataFrame) -> str:
     keys = key_columns(rows)
     last = [*cost_columns(), *point_columns(grid.attacks, lambda row: row.last), *outcome_columns()]
     best = [*point_columns(grid.attacks, lambda row: row.best), *budget_columns(grid)]
-    notes = [f"- {_escaped(note)}" for note in _notes(grid, rows)]
+    notes = [f"- {_escaped(note)}" for note in all_notes(grid, rows)]
     blocks = [f"**{LAST}**", _markdown([*keys, *last], rows), f"**{BEST}**", _markdown([*keys, *best], rows)]
     return "\n\n".join([*blocks, "\n".join(notes)]) + "\n"
 
 
-def _notes(grid: Grid, rows: Sequence[Row]) -> list[str]:
-    return [*reasons(rows), *budget_note(grid), *fixed_note(grid.attacks), *record_notes(grid)]
-
-
 def _print_block(title: str, keys: list[Column], columns: list[Column], rows: Sequence[Row], console: Console) -> None:
     for number, (part, joint) in enumerate(_parts(keys, columns, rows, console.width)):
-        heading = title if number == 0 else f"{title}, continued"
+        heading = title if number == 0 else f"{title} (continued)"
         console.print(_text(heading, console, "bold"), highlight=False)
-        table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2, padding=(0, 1), show_edge=False)
+        table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2, padding=(0, 1, 0, 0), show_edge=False)
         for column in [*keys, *part]:
             table.add_column(
                 _text(column.title, console),
@@ -88,14 +85,14 @@ def _parts(
     keys: list[Column], columns: list[Column], rows: Sequence[Row], width: int
 ) -> list[tuple[list[Column], str]]:
     """How to break columns into tables that fit, and what joins a number with its interval."""
-    taken = sum(min(_WIDEST_KEY, _width(column, rows, " ")) + _GAP + 1 for column in keys)
+    taken = sum(min(_WIDEST_KEY, _width(column, rows, " ")) + _GAP for column in keys) - _GAP  # none at the end
     for joint in (" ", "\n"):
-        if taken + sum(_width(column, rows, joint) + _GAP + 1 for column in columns) <= width:
+        if taken + sum(_width(column, rows, joint) + _GAP for column in columns) <= width:
             return [(columns, joint)]
     parts: list[list[Column]] = [[]]
     room = width - taken
     for column in columns:
-        needed = _width(column, rows, "\n") + _GAP + 1
+        needed = _width(column, rows, "\n") + _GAP
         if parts[-1] and needed > room:
             parts.append([])
             room = width - taken
@@ -105,21 +102,19 @@ def _parts(
 
 
 def _width(column: Column, rows: Sequence[Row], joint: str) -> int:
-    texts = [column.title, *(_joined(column.entry(row), joint) for row in rows)]
-    return max(Text(line).cell_len for text in texts for line in text.split("\n"))
+    texts = [column.title, *(joint.join(_halves(column.entry(row), joint)) for row in rows)]
+    return max(cell_len(line) for text in texts for line in text.split("\n"))
 
 
-def _joined(entry: Entry, joint: str) -> str:
-    """A number with its interval; reasons are too long for a column and become notes."""
-    return joint.join(filter(None, (entry.text, entry.more if entry.exact else "")))
+def _halves(entry: Entry, joint: str) -> list[str]:
+    """A number and its interval; on a line of its own the interval needs no brackets."""
+    interval = f"{entry.low}-{entry.high}" if joint == "\n" and entry.low else entry.interval
+    return [half for half in (entry.text, interval) if half]
 
 
 def _cell(entry: Entry, joint: str, console: Console) -> Text:
-    number, *interval = _joined(entry, joint).split(joint, 1)
-    text = _text(number, console)
-    if interval:
-        text.append(joint).append(_text(interval[0], console, "dim"))
-    return text
+    halves = [_text(half, console, style) for half, style in zip(_halves(entry, joint), ("", "dim"), strict=False)]
+    return Text(joint).join(halves)
 
 
 def _text(text: str, console: Console, style: str = "") -> Text:
@@ -129,7 +124,7 @@ def _text(text: str, console: Console, style: str = "") -> Text:
 
 def _markdown(columns: list[Column], rows: Sequence[Row]) -> str:
     lines = [[_escaped(column.title) for column in columns], ["--:" if c.number else ":--" for c in columns]]
-    lines += [[_escaped(_joined(column.entry(row), " ")) for column in columns] for row in rows]
+    lines += [[_escaped(" ".join(_halves(column.entry(row), " "))) for column in columns] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

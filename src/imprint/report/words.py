@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from imprint.report.readings import Reading
+from imprint.spec import canonical_json
+from imprint.types import Interval
 
 REFUSED = {"too_few": "too few", "diverged": "diverged"}
 """What is shown in place of a number that was refused."""
@@ -19,17 +21,19 @@ def clean(text: object) -> str:
     >>> clean("a\\x1b[2J\\n\\u202eb")
     'a�[2J �b'
     """
-    shown = "".join("�" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Cn") and c not in "\t\n\r" else c for c in str(text))
+    shown = "".join(
+        "�" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Cn") and c not in "\t\n\r" else c for c in str(text)
+    )
     return " ".join(shown.split())
 
 
 def share(x: float) -> str:
     """A probability or an AUC to three digits, without the leading zero.
 
-    >>> share(0.7119), share(1.0), share(0.02)
-    ('.712', '1.000', '.020')
+    >>> share(0.7119), share(1.0), share(-0.02)
+    ('.712', '1.000', '-.020')
     """
-    return f"{x:.3f}".removeprefix("0")
+    return f"{x:.3f}".replace("0.", ".", 1)
 
 
 def bounds(low: float, high: float) -> str:
@@ -41,11 +45,12 @@ def bounds(low: float, high: float) -> str:
     return f"[{share(low)} {share(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
 
 
-def auc_text(reading: Reading) -> str:
-    """A share with its interval, or why there is none."""
-    if reading.interval is None:
-        return refused(reading)
-    x = reading.interval
+def interval(x: Interval) -> str:
+    """A share with its interval.
+
+    >>> interval(Interval(0.712, 0.69, 0.733))
+    '.712 [.690 .733]'
+    """
     return f"{share(x.value)} {bounds(x.low, x.high)}".rstrip()
 
 
@@ -110,13 +115,16 @@ def names(documents: Sequence[Mapping[str, Any]], name: str) -> list[str]:
     >>> names([{"name": "gpt2", "dtype": "float32"}, {"name": "gpt2", "dtype": "float16"}, {"name": "opt"}], "name")
     ['gpt2 (dtype=float32)', 'gpt2 (dtype=float16)', 'opt']
     """
-    result = []
-    for document in documents:
-        peers = [other for other in documents if other[name] == document[name]]
-        differ = [key for key in document if any(other.get(key) != document[key] for other in peers)]
-        detail = ", ".join(f"{key}={_short(key, document[key])}" for key in differ)
-        result.append(clean(f"{document[name]} ({detail})" if detail else document[name]))
-    return result
+    unique = {canonical_json(document): document for document in documents}
+    titles = {key: _title(document, unique.values(), name) for key, document in unique.items()}
+    return [titles[canonical_json(document)] for document in documents]
+
+
+def _title(document: Mapping[str, Any], others: Iterable[Mapping[str, Any]], name: str) -> str:
+    peers = [other for other in others if other[name] == document[name]]
+    differ = [key for key in document if any(other.get(key) != document[key] for other in peers)]
+    detail = ", ".join(f"{key}={_short(key, document[key])}" for key in differ)
+    return clean(f"{document[name]} ({detail})" if detail else document[name])
 
 
 def _short(key: str, value: object) -> str:

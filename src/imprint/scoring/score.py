@@ -100,7 +100,7 @@ def token_stats(
 def _moments(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """log p of the target, mean and deviation of log p under p, and whether the target is the argmax; each [R]."""
     step = max(1, CHUNK // logits_RV.shape[1])
-    parts = [_chunk(x, y) for x, y in zip(logits_RV.split(step), targets_R.split(step), strict=True)]
+    parts = [_chunk(x, y) for x, y in zip(torch.split(logits_RV, step), torch.split(targets_R, step), strict=True)]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 

@@ -73,9 +73,11 @@ def locate(spec: ModelSpec) -> Located:
         raise ModelError(f"{config_file} should hold a JSON object, not {type(config).__name__}")
     if not any(path.glob("*.safetensors")):
         pickled = sorted(file.name for pattern in _PICKLED for file in path.glob(pattern))
-        found = f"only pickled ones ({', '.join(pickled)}), which can run code when loaded" if pickled else "none at all"
+        found = (
+            f"only pickled ones ({', '.join(pickled)}), which can run code when loaded" if pickled else "none at all"
+        )
         raise ModelError(
-            f"{path} holds no safetensors weights, {found}: convert it with `save_pretrained(..., safe_serialization=True)`"
+            f"{path} holds no safetensors weights, {found}: load it where you trust it and `save_pretrained` it again"
         )
     return Located(path, _fingerprint(path), config)
 

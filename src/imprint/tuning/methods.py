@@ -97,8 +97,15 @@ def _head(model: nn.Module, options: dict[str, Any]) -> nn.Module:
     return model
 
 
+def _peft(model: nn.Module, config: Any) -> nn.Module:
+    from peft import get_peft_model
+
+    tuned: nn.Module = get_peft_model(model, config)
+    return tuned
+
+
 def _lora(model: nn.Module, options: dict[str, Any]) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     from imprint.tuning.placement import targets
 
@@ -112,38 +119,38 @@ def _lora(model: nn.Module, options: dict[str, Any]) -> nn.Module:
         fan_in_fan_out=transposed,
         **({"target_parameters": parameters} if parameters else {}),
     )
-    return get_peft_model(model, config)
+    return _peft(model, config)
 
 
 def _prefix(model: nn.Module, options: dict[str, Any]) -> nn.Module:
-    from peft import PrefixTuningConfig, get_peft_model
+    from peft import PrefixTuningConfig
 
     from imprint.tuning.virtual import fill_prefix
 
-    tuned = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=options["tokens"]))
+    tuned = _peft(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=options["tokens"]))
     if options["init"] == "vocabulary":
         fill_prefix(tuned)
     return tuned
 
 
 def _prompt(model: nn.Module, options: dict[str, Any]) -> nn.Module:
-    from peft import PromptTuningConfig, get_peft_model
+    from peft import PromptTuningConfig
 
     from imprint.tuning.virtual import fill_prompt
 
-    tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=options["tokens"]))
+    tuned = _peft(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=options["tokens"]))
     if options["init"] == "vocabulary":
         fill_prompt(tuned)
     return tuned
 
 
 def _p_tuning(model: nn.Module, options: dict[str, Any]) -> nn.Module:
-    from peft import PromptEncoderConfig, get_peft_model
+    from peft import PromptEncoderConfig
 
     config = PromptEncoderConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=options["tokens"], encoder_hidden_size=options["encoder_width"]
     )
-    return get_peft_model(model, config)
+    return _peft(model, config)
 
 
 METHODS: dict[str, Method] = {

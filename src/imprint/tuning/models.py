@@ -70,7 +70,7 @@ def load_tokenizer(located: Located) -> Any:
     tokenizer.model_max_length = int(1e9)  # length is ours to watch: no warning about long texts
     if len(tokenizer) > (size := vocabulary_size(located)):
         raise ModelError(
-            f"the tokenizer in {located.path} knows {len(tokenizer)} tokens, the model only {size}: they do not belong together"
+            f"the tokenizer in {located.path} knows {len(tokenizer)} tokens, the model only {size}: they do not match"
         )
     return tokenizer
 

@@ -48,7 +48,13 @@ class Trainer:
     """The state of one training: the model, its optimiser and the schedule."""
 
     def __init__(
-        self, model: nn.Module, records: Sequence[Encoded], spec: TrainSpec, learning_rate: float, seed: int, budget: int
+        self,
+        model: nn.Module,
+        records: Sequence[Encoded],
+        spec: TrainSpec,
+        learning_rate: float,
+        seed: int,
+        budget: int,
     ) -> None:
         from accelerate import Accelerator
 
@@ -120,7 +126,9 @@ class Trainer:
             parameter.copy_(state[f"weights/{name}"])
             kinds = {key.split("/", 2)[1] for key in state if key.startswith("optimizer/")}
             self.optimizer.state[parameter] = {
-                kind: state[f"optimizer/{kind}/{name}"].to("cpu" if kind == "step" and not _fusable(self.model) else parameter.device)
+                kind: state[f"optimizer/{kind}/{name}"].to(
+                    "cpu" if kind == "step" and not _fusable(self.model) else parameter.device
+                )
                 for kind in kinds
             }
 

@@ -15,8 +15,8 @@ from torch import nn
 
 def _draw(model: nn.Module, count: int) -> torch.Tensor:
     """[P] random token ids."""
-    embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    return torch.randint(embedding.weight.shape[0], (count,)).to(embedding.weight.device)  # type: ignore[arg-type, union-attr]
+    weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
+    return torch.randint(weight.shape[0], (count,)).to(weight.device)
 
 
 @torch.no_grad()

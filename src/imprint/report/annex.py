@@ -1,0 +1,145 @@
+"""The annex of the report: everything that was run, in full, and the true-positive rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from imprint import __version__
+from imprint.report import words
+from imprint.report.notes import LIMIT_NAMES, Records, dropped_text, records, state, truncated_text
+from imprint.report.readings import Curve, Reading
+from imprint.report.tables import Row, by_base, places
+from imprint.results import FALSE_POSITIVE_RATES, Cell, Grid
+from imprint.spec import MEASUREMENT_VERSION
+from imprint.store import Store
+
+Table = tuple[list[str], list[list[str]]]
+"""A header and rows."""
+
+
+def records_table(grid: Grid) -> Table:
+    """Who was counted, dropped and cut, for every base."""
+    found = records(grid)
+    header = ["members", "tuned on", "non-members", "validation", "dropped", "truncated", "cut at"]
+    if len(found) == 1:
+        return header, [_counts(found[0])]
+    return ["records of", *header], [[one.place, *_counts(one)] for one in found]
+
+
+def _counts(one: Records) -> list[str]:
+    if not one.known:
+        return ["not counted", *[""] * 6]
+    numbers = [f"{one.counts[role]:,}" for role in ("members", "tuned", "nonmembers", "validation")]
+    limit = f"{one.max_length:,} tokens" if one.max_length else ""
+    return [*numbers, dropped_text(one), truncated_text(one), limit]
+
+
+def cells_table(grid: Grid, rows: Iterable[Row]) -> Table:
+    """Every cell with its options, seed, epochs, parameters, time, status, reason and run id."""
+    of_cell = {cell.run_id: cell for cell in grid.cells}
+    header = ["method", "options", "training", "model", "data", "seed", "trainable", "of", "time", "ended", "run id"]
+    return header, [_cell(row, of_cell[row.run_id]) for row in rows if row.run_id is not None]
+
+
+def _cell(row: Row, cell: Cell) -> list[str]:
+    spec = cell.spec
+    options = {key: value for key, value in spec.train.model_dump().items() if value is not None}
+    return [
+        row.label,
+        pairs(spec.method.options),
+        pairs(options),
+        row.model,
+        row.data,
+        str(row.seed),
+        "" if row.trainable is None else f"{row.trainable:,}",
+        "" if row.parameters is None else f"{row.parameters:,}",
+        "" if row.seconds is None else words.clock(row.seconds),
+        state(row),
+        cell.run_id,
+    ]
+
+
+def sources_table(grid: Grid) -> Table:
+    """Every model and data set with the settings and fingerprints that identify them."""
+    header = ["base", "seed", "model", "data"]
+    return header, [_source(cells[0]) for cells in by_base(grid.cells)]
+
+
+def _source(cell: Cell) -> list[str]:
+    model, data = cell.spec.model.model_dump(), cell.spec.data.model_dump()
+    source = {key: value for key, value in data.pop("source").items() if value is not None}
+    return [words.clean(cell.base.name), str(cell.spec.seed), pairs(model), pairs({**source, **data})]
+
+
+def pairs(options: Mapping[str, Any]) -> str:
+    """
+    >>> pairs({"rank": 4, "targets": ["q", "v"], "path": None})
+    'rank=4, targets=[q, v]'
+    """
+    return ", ".join(f"{words.clean(key)}={_value(value)}" for key, value in options.items() if value not in (None, ""))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return words.clean(value)
+
+
+def tpr_table(grid: Grid, measured: Mapping[str, Curve]) -> Table:
+    """True-positive rates at the last epoch and, where it is another, at that of best validation perplexity."""
+    header = ["method", "epoch", "attack", *(LIMIT_NAMES.get(metric, _rate(metric)) for metric in FALSE_POSITIVE_RATES)]
+    of_place, rows = places(grid), []
+    for cell in grid.cells:
+        curve = measured.get(cell.run_id, Curve({}))
+        label = words.clean(cell.label)
+        label = f"{label} ({of_place[cell.run_id]})" if of_place[cell.run_id] else label
+        for epoch, title in _epochs(curve).items():
+            for attack in grid.attacks:
+                shown = [tpr_text(curve.get(epoch, attack, metric)) for metric in FALSE_POSITIVE_RATES]
+                rows.append([label, title, words.clean(attack), *shown])
+    return header, rows
+
+
+def _rate(metric: str) -> str:
+    return f"TPR at {100 * FALSE_POSITIVE_RATES[metric]:g}% FPR"
+
+
+def _epochs(curve: Curve) -> dict[int, str]:
+    last, best = curve.last_finite, curve.best
+    if last is None:
+        return {}
+    titles = {last: f"{last} (last)"}
+    if best == last:
+        titles[last] = f"{last} (last, best)"
+    elif best:
+        titles[best] = f"{best} (best)"
+    return titles
+
+
+def tpr_text(reading: Reading) -> str:
+    """A rate with its interval; `indicative` where the threshold is uncertain; words where it was refused."""
+    if reading.interval is None:
+        return words.refused(reading)
+    mark = "" if reading.status == "ok" else f" {reading.status}"
+    return words.interval(reading.interval) + mark
+
+
+def recipe_text(grid: Grid) -> str:
+    """The recipe as YAML."""
+    lines = yaml.safe_dump(grid.recipe, sort_keys=False, allow_unicode=True, width=100).splitlines()
+    return "\n".join(" " * (len(line) - len(line.lstrip())) + words.clean(line) for line in lines)
+
+
+def versions(grid: Grid) -> str:
+    """What wrote the evidence and what wrote this report."""
+    ran = words.clean(Store(grid.path).lock().get("imprint") or "an unrecorded version")
+    numbers = words.listed(sorted({str(cell.spec.version) for cell in grid.cells}))
+    return (
+        f"Run with Imprint {ran}, measurement version {numbers}; reported with Imprint {__version__}, measurement "
+        f"version {MEASUREMENT_VERSION}."
+    )

@@ -1,0 +1,144 @@
+"""Which charts a grid has: curves by epoch for every model and data, and loss densities for every base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from imprint.report import words
+from imprint.report.figures import COLOURS, Series, density_chart, line_chart, value_range
+from imprint.report.readings import Curve
+from imprint.report.svg import CHARACTER, WIDTH, fit
+from imprint.report.tables import by_base, places, sources
+from imprint.results import Cell, Grid
+from imprint.types import Floats
+
+EPOCHS = "epoch (0 = the base, untouched)"
+_LOG_FROM = 4.0
+"""Perplexities that span more than this factor are drawn on a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Charts that belong together, and what they share."""
+
+    title: str
+    charts: list[str]
+
+
+def attack_order(grid: Grid, measured: dict[str, Curve]) -> list[str]:
+    """`loss` first where it was run, else the attack that ever found most; the others as in the recipe."""
+    if "loss" in grid.attacks:
+        first = "loss"
+    else:
+        highest = {a: max((_highest(c, a) for c in measured.values()), default=0.0) for a in grid.attacks}
+        first = max(grid.attacks, key=lambda a: highest[a])
+    return [first, *(attack for attack in grid.attacks if attack != first)]
+
+
+def _highest(curve: Curve, attack: str) -> float:
+    return max((r.value for e in curve.epochs if (r := curve.get(e, attack)).interval), default=0.0)
+
+
+def curve_panels(grid: Grid, measured: dict[str, Curve]) -> list[Panels]:
+    """For every model and data: an AUC panel per attack and a perplexity panel, seeds together.
+
+    All AUC panels of a report share their vertical axis.
+    """
+    y_range = _auc_range(grid, measured)
+    titles = sources(grid)
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in grid.cells:
+        if measured.get(cell.run_id, Curve({})).last is not None:
+            groups.setdefault(titles[cell.run_id], []).append(cell)
+    panels = []
+    for source, cells in groups.items():
+        labels = list(dict.fromkeys(words.clean(cell.label) for cell in cells))
+        for start in range(0, len(labels), COLOURS):
+            some = labels[start : start + COLOURS]
+            part = [cell for cell in cells if words.clean(cell.label) in some]
+            title = " on ".join(source) if len(groups) > 1 else ""
+            if len(labels) > COLOURS:
+                title = f"{title}, methods {start + 1} to {start + len(some)} of {len(labels)}".removeprefix(", ")
+            panels.append(Panels(title, _charts(grid, measured, part, some, y_range)))
+    return panels
+
+
+def _auc_range(grid: Grid, measured: dict[str, Curve]) -> tuple[float, float]:
+    everything = [_series(curve, attack, "", 0) for curve in measured.values() for attack in grid.attacks]
+    low, high = value_range(everything, log=False) if everything else (0.5, 0.5)
+    return max(0.0, min(low, 0.45)), min(1.005, max(high, 0.6))
+
+
+def _charts(
+    grid: Grid, measured: dict[str, Curve], cells: Sequence[Cell], labels: list[str], y_range: tuple[float, float]
+) -> list[str]:
+    def series(attack: str) -> list[Series]:
+        colour = {label: number for number, label in enumerate(labels)}
+        named = [(measured[cell.run_id], words.clean(cell.label)) for cell in cells]
+        return [_series(curve, attack, label, colour[label]) for curve, label in named]
+
+    charts = []
+    for attack in attack_order(grid, measured):
+        about = f"AUC of the {attack} attack by epoch, with 95% intervals. {_ends(series(attack), words.share)}"
+        heading = f"AUC of {attack}"
+        charts.append(line_chart(heading, about, series(attack), EPOCHS, "AUC", y_range=y_range, rule=0.5))
+    lines = series("")
+    values = [v for line in lines for v in line.y if math.isfinite(v)]
+    log = bool(values) and max(values) > _LOG_FROM * min(values)
+    about = f"Validation perplexity by epoch, with 95% intervals. {_ends(lines, words.perplexity)}"
+    name = "perplexity, log scale" if log else "perplexity"
+    return [*charts, line_chart("Validation perplexity", about, lines, EPOCHS, name, log=log)]
+
+
+def _series(curve: Curve, attack: str, label: str, colour: int) -> Series:
+    """Of an attack's AUC; of perplexity for the attack ""."""
+    found = [curve.get(epoch, attack, "auc" if attack else "perplexity") for epoch in curve.epochs]
+    bounds = [(r.interval.low, r.interval.high) if r.interval else (math.nan, math.nan) for r in found]
+    return Series(label, curve.epochs, [r.value for r in found], [b[0] for b in bounds], [b[1] for b in bounds], colour)
+
+
+def _ends(series: Sequence[Series], shown: Callable[[float], str]) -> str:
+    """The last value of every line, in words."""
+    finite = {one.label: [v for v in one.y if math.isfinite(v)] for one in series}
+    return "Last values: " + ", ".join(f"{label} {shown(v[-1])}" for label, v in finite.items() if v) + "."
+
+
+def density_panels(grid: Grid, measured: dict[str, Curve]) -> list[Panels]:
+    """For every base: the losses of members and non-members, of the base and of every method at its last epoch."""
+    of_place = places(grid)
+    panels = []
+    for cells in by_base(grid.cells):
+        if not (cells[0].base / "stats.parquet").exists():
+            continue
+        found = [("base (epoch 0)", cells[0].losses(0))]
+        for cell in cells:
+            epoch = measured.get(cell.run_id, Curve({})).last_finite
+            if epoch:
+                found.append((f"{_short(cell.label, epoch)}, epoch {epoch}", cell.losses(epoch)))
+        x_range = _loss_range([losses for _, pair in found for losses in pair])
+        panels.append(Panels(of_place[cells[0].run_id], [_density(name, *pair, x_range) for name, pair in found]))
+    return panels
+
+
+def _short(label: str, epoch: int) -> str:
+    return fit(label, WIDTH - 30 - CHARACTER * len(f", epoch {epoch}"))
+
+
+def _density(name: str, members: Floats, nonmembers: Floats, x_range: tuple[float, float]) -> str:
+    about = (
+        f"Densities of the loss of {len(members):,} members (mean {members.mean():.2f}) and {len(nonmembers):,} "
+        f"non-members (mean {nonmembers.mean():.2f})."
+    )
+    return density_chart(name, about, members, nonmembers, x_range)
+
+
+def _loss_range(losses: Sequence[Floats]) -> tuple[float, float]:
+    """Nearly all of every panel's losses: a few extreme records would squeeze the rest."""
+    low = min(float(np.quantile(one, 0.005)) for one in losses)
+    high = max(float(np.quantile(one, 0.995)) for one in losses)
+    pad = 0.05 * (high - low) or 0.5
+    return max(0.0, low - pad), high + pad
