@@ -7,12 +7,13 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imprint.data.tokens import Encoded
 from imprint.errors import ImprintError
-from imprint.scoring.score import token_stats
+from imprint.scoring.score import scored_logits, token_stats
 from imprint.spec import MethodSpec
 from imprint.tuning import virtual
 from imprint.tuning.methods import METHODS, resolve_method
@@ -147,3 +148,23 @@ def test_masked_out_tokens_keep_the_moments_finite():
     stats = token_stats(model, texts, 100)
     assert np.isfinite(stats.mean).all()
     assert np.isfinite(stats.std).all()
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_sixteen_bits(method, tmp_path):
+    """A base in bfloat16: what trains is float32, the base and the untrained tuner score alike, gradients flow."""
+    build("llama").save_pretrained(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).requires_grad_(False)
+    texts = records([30, 12, 25])
+    base = token_stats(model, texts, 100)
+    spec = resolve_method(MethodSpec(name=method, options={}), 32, None)
+    model = METHODS[method].attach(model, spec.options)
+    assert {p.dtype for p in trainable(model).values()} == {torch.float32}
+    if method in ("head", "lora"):
+        np.testing.assert_array_equal(token_stats(model, texts, 100).logp, base.logp)
+    if method == "full":  # float32 weights carry the residual stream in float32: the same within bfloat16's rounding
+        np.testing.assert_allclose(token_stats(model, texts, 100).logp, base.logp, atol=0.1)
+    np.testing.assert_allclose(base.logp, token_stats(build("llama"), texts, 100).logp, atol=0.3)
+    ids = torch.from_numpy(texts[0].ids).long()[None]
+    scored_logits(model, ids, torch.from_numpy(texts[0].scored)[None]).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trainable(model).values())

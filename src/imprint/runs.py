@@ -226,6 +226,7 @@ def claim(store: Store, planned: Plan) -> None:
     try:
         if store.path.exists() and not store.path.is_dir():
             raise UsageError(f"--out {store.path} is a file: expected a folder")
+        store.sweep()
         if (store.path / "recipe.lock.json").exists():
             _same_recipe(store, {c["run_id"] for c in cells}, planned)
         elif store.path.is_dir() and any(store.path.iterdir()):

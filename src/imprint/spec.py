@@ -25,7 +25,7 @@ VIRTUAL_TOKEN_ROOM = 32
 class Strict(BaseModel):
     """A frozen record that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelSpec(Strict):
@@ -60,8 +60,11 @@ class Columns(Strict):
     """Which columns hold the text: `text` alone, or `prompt` and `target`."""
 
     text: str | None = None
+    """Column of a plain text."""
     prompt: str | None = None
+    """Column of the context."""
     target: str | None = None
+    """Column of what is tuned on and scored."""
 
 
 def _source(value: Any) -> Any:
@@ -72,7 +75,7 @@ class DataSpec(Strict):
     """Which records, and how they are divided."""
 
     source: Annotated[Source, BeforeValidator(_source)]
-    """See `Source`."""
+    """Where records come from: a name, or a mapping with the keys of `data.source` below."""
     members: int | None = Field(default=None, ge=1)
     """Records tuned on and scored (default 1,000; with `split: official` the paper's number)."""
     nonmembers: int | None = Field(default=None, ge=1)
@@ -129,8 +132,11 @@ class Budget(Strict):
     attack: str | None = None
     """The attack that is held to it (default: the strongest of those run)."""
     auc: float | None = Field(default=None, gt=0.5, le=1)
+    """Limit on the AUC."""
     tpr_at_10pct_fpr: float | None = Field(default=None, ge=0, le=1)
+    """Limit on the true positive rate at 10% false positives."""
     tpr_at_1pct_fpr: float | None = Field(default=None, ge=0, le=1)
+    """Limit on the true positive rate at 1% false positives."""
 
 
 class RunSpec(Strict):

@@ -32,6 +32,8 @@ import pyarrow.parquet as pq
 from imprint.errors import ImprintError
 from imprint.types import TokenStats
 
+PART = ".part"
+"""Ending of what is still being written."""
 _ROW_FIELDS = ("tokens", "logp", "mean", "std", "top")
 
 
@@ -47,7 +49,7 @@ def _sync(path: Path) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and takes the name, on failure it is gone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -64,7 +66,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Like `atomic_file` for a folder; an existing incomplete folder of that name is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -192,6 +194,14 @@ class Store:
 
     def base(self, key: str) -> Path:
         return self.path / "base" / key
+
+    def sweep(self) -> None:
+        """Delete what a killed run left half-written."""
+        for path in [*self.path.rglob(f".*{PART}")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def lock(self) -> dict[str, Any]:
         """The cells of the recipe that owns this folder.

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from imprint import __version__
 from imprint.report import words
-from imprint.report.notes import LIMIT_NAMES, Records, dropped_text, records, state, truncated_text
+from imprint.report.notes import Records, dropped_text, records, state, truncated_text
 from imprint.report.readings import Curve, Reading
 from imprint.report.tables import Row, by_base, places
 from imprint.results import FALSE_POSITIVE_RATES, Cell, Grid
-from imprint.spec import MEASUREMENT_VERSION
+from imprint.spec import MEASUREMENT_VERSION, canonical_json
 from imprint.store import Store
 
 Table = tuple[list[str], list[list[str]]]
@@ -37,29 +37,46 @@ def _counts(one: Records) -> list[str]:
     return [*numbers, dropped_text(one), truncated_text(one), limit]
 
 
-def cells_table(grid: Grid, rows: Iterable[Row]) -> Table:
-    """Every cell with its options, seed, epochs, parameters, time, status, reason and run id."""
+def cells_table(grid: Grid, rows: Sequence[Row]) -> Table:
+    """Every cell with its options, seed, epochs, parameters, time, status, reason and run id.
+
+    Model, data and training options have columns only where they differ; `training_text` has the common ones.
+    """
     of_cell = {cell.run_id: cell for cell in grid.cells}
-    header = ["method", "options", "training", "model", "data", "seed", "trainable", "of", "time", "ended", "run id"]
-    return header, [_cell(row, of_cell[row.run_id]) for row in rows if row.run_id is not None]
+    places = [name for name in ("model", "data") if len({getattr(row, name) for row in rows}) > 1]
+    training = ["training"] if _differ(grid) else []
+    header = ["method", "options", *training, *places, "seed", "trainable", "of", "time", "ended", "run id"]
+    return header, [_cell(row, of_cell[row.run_id], header) for row in rows if row.run_id is not None]
 
 
-def _cell(row: Row, cell: Cell) -> list[str]:
-    spec = cell.spec
-    options = {key: value for key, value in spec.train.model_dump().items() if value is not None}
-    return [
-        row.label,
-        pairs(spec.method.options),
-        pairs(options),
-        row.model,
-        row.data,
-        str(row.seed),
-        "" if row.trainable is None else f"{row.trainable:,}",
-        "" if row.parameters is None else f"{row.parameters:,}",
-        "" if row.seconds is None else words.clock(row.seconds),
-        state(row),
-        cell.run_id,
-    ]
+def _differ(grid: Grid) -> bool:
+    return len({canonical_json(cell.spec.train.model_dump()) for cell in grid.cells}) > 1
+
+
+def training_text(grid: Grid) -> str:
+    """The training options that all cells share; empty where they differ."""
+    return "" if _differ(grid) else f"Training, the same for every cell: {_training(grid.cells[0])}."
+
+
+def _training(cell: Cell) -> str:
+    return pairs(cell.spec.train.model_dump())
+
+
+def _cell(row: Row, cell: Cell, header: Sequence[str]) -> list[str]:
+    shown = {
+        "method": row.label,
+        "options": pairs(cell.spec.method.options),
+        "training": _training(cell),
+        "model": row.model,
+        "data": row.data,
+        "seed": str(row.seed),
+        "trainable": "" if row.trainable is None else f"{row.trainable:,}",
+        "of": "" if row.parameters is None else f"{row.parameters:,}",
+        "time": "" if row.seconds is None else words.clock(row.seconds),
+        "ended": state(row),
+        "run id": cell.run_id,
+    }
+    return [shown[title] for title in header]
 
 
 def sources_table(grid: Grid) -> Table:
@@ -92,7 +109,7 @@ def _value(value: Any) -> str:
 
 def tpr_table(grid: Grid, measured: Mapping[str, Curve]) -> Table:
     """True-positive rates at the last epoch and, where it is another, at that of best validation perplexity."""
-    header = ["method", "epoch", "attack", *(LIMIT_NAMES.get(metric, _rate(metric)) for metric in FALSE_POSITIVE_RATES)]
+    header = ["method", "epoch", "attack", *(_rate(metric) for metric in FALSE_POSITIVE_RATES)]
     of_place, rows = places(grid), []
     for cell in grid.cells:
         curve = measured.get(cell.run_id, Curve({}))

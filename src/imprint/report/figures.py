@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from imprint.report import svg
+from imprint.report.words import clean
 from imprint.types import Floats
 
 COLOURS = 7
 """Colours and marks of `report.css`, told apart under every common colour blindness; a chart of more lines is split."""
-MARKS = ("h0", "h0", "m-3.6 3l3.6-6.4l3.6 6.4z", "m0-4l4 4l-4 4l-4-4z", "m-3.6-3l3.6 6.4l3.6-6.4z", "m-3-3l6 6m0-6l-6 6",
-         "m-4 0h8m-4-4v8")  # fmt: skip
+MARKS = ("h0", "h0", "m-4 3l4-7 4 7z", "m0-4l4 4-4 4-4-4z", "m-4-3l4 7 4-7z", "m-3-3l6 6m0-6l-6 6", "m-4 0h8m-4-4v8")
 """Continuations of a path at a point; the first is round and the second square by its line cap."""
 _DIRECT = 14
 """Labels up to this many characters stand beside their lines; longer ones in a legend below."""
@@ -56,13 +56,13 @@ def line_chart(
         rule: a value to mark with a dashed line.
     """
     labels = list(dict.fromkeys(one.label for one in series))
-    direct = max((len(svg.clean(label)) for label in labels), default=0) <= _DIRECT
-    margin = 22 + svg.CHARACTER * max((len(svg.clean(label)) for label in labels), default=0) if direct else 14
+    direct = max((len(clean(label)) for label in labels), default=0) <= _DIRECT
+    margin = 34 + svg.CHARACTER * max((len(clean(label)) for label in labels), default=0) if direct else 14
     right = max((x for one in series for x in one.x), default=1) or 1
     x = svg.Scale(0, right, svg.LEFT, svg.WIDTH - margin)
     y = svg.Scale(*(y_range or value_range(series, log)), svg.BOTTOM, svg.TOP, log)
     parts = svg.names(heading, x_name, y_name, x, y)
-    parts += svg.axes(x, y, [t for t in x.ticks(9) if t == round(t)], y.ticks(7))
+    parts += svg.axes(x, y, svg.epoch_ticks(right, 9), y.ticks(9))
     if rule is not None:
         parts.append(f'<path class="rule" d="M{x.start:g} {y(rule):.1f}H{x.end:g}"/>')
     parts += [_band(one, x, y) for one in series] + [_line(one, x, y) for one in series]
@@ -113,13 +113,13 @@ def _band(one: Series, x: svg.Scale, y: svg.Scale) -> str:
 def _line(one: Series, x: svg.Scale, y: svg.Scale) -> str:
     points = [[(x(one.x[n]), _inside(one.y[n], y)) for n in run] for run in _runs(one)]
     kind = one.colour % COLOURS
-    marks = "".join(f"M{a:.1f} {b:.1f}{MARKS[kind]}" for run in points for a, b in run)
+    marks = "".join(svg.path([point]) + MARKS[kind] for run in points for point in run)
     line = "".join(svg.path(run) for run in points)
     return f'<path class="line c{kind}" d="{line}"/><path class="mark c{kind} m{kind}" d="{marks}"/>' if line else ""
 
 
 def _end_labels(series: Sequence[Series], labels: Sequence[str], x: svg.Scale, y: svg.Scale) -> list[str]:
-    """Labels at the right, pushed apart, each with a thin line to the end of the line it names."""
+    """Labels at the right, pushed apart, each with its mark and a dotted line to the end of the line it names."""
     ends: dict[str, tuple[float, float, int]] = {}
     for one in series:
         if runs := _runs(one):
@@ -130,9 +130,10 @@ def _end_labels(series: Sequence[Series], labels: Sequence[str], x: svg.Scale, y
     parts = []
     for label, height in zip(named, heights, strict=True):
         end, level, kind = ends[label]
-        leader = f"M{end + 6:.1f} {level:.1f}L{x.end + 14:.1f} {height:.1f}"
-        parts.append(f'<path class="leader c{kind}" d="{leader}"/>')
-        parts.append(svg.text(x.end + 17, height + 4, svg.clean(label), f"label c{kind}"))
+        leader = f"M{end + 6:.1f} {level:.1f}L{x.end + 13:.1f} {height:.1f}"
+        mark = f"M{x.end + 19:.1f} {height:.1f}{MARKS[kind]}"
+        parts.append(f'<path class="leader c{kind}" d="{leader}"/><path class="mark c{kind} m{kind}" d="{mark}"/>')
+        parts.append(svg.text(x.end + 27, height + 4, clean(label), "label"))
     return parts
 
 
@@ -163,15 +164,14 @@ def density_chart(
         x_range: the horizontal axis, one for all panels that are to be compared.
     """
     x = svg.Scale(*x_range, svg.LEFT, svg.WIDTH - 14)
-    grid = np.linspace(*x_range, 121)
+    grid = np.linspace(*x_range, 101)
     curves = [density(losses, grid) for losses in (members, nonmembers)]
     y = svg.Scale(0, 1.08 * max(float(curve.max()) for curve in curves), svg.BOTTOM, svg.TOP + 22)
     parts = svg.names(heading, "loss of a record (nats per token)", "density", x, y)
     parts += svg.axes(x, y, x.ticks(8), y.ticks(5))
     for kind, curve in enumerate(curves):
-        line = svg.path((x(a), y(b)) for a, b in zip(grid, curve, strict=True))
-        area = f"{line}L{x.end:g} {y.start:g}H{x.start:g}Z"
-        parts.append(f'<path class="band c{kind}" d="{area}"/><path class="line c{kind} d{kind}" d="{line}"/>')
+        area = [(x.start, y.start), *((x(a), y(b)) for a, b in zip(grid, curve, strict=True)), (x.end, y.start)]
+        parts.append(f'<path class="line area c{kind} d{kind}" d="{svg.path(area)}"/>')
     for kind, (label, losses) in enumerate((("members", members), ("non-members", nonmembers))):
         left = svg.LEFT + 8 + 200 * kind
         parts.append(f'<path class="line c{kind} d{kind}" d="M{left} {svg.TOP + 6}h24"/>')

@@ -13,20 +13,11 @@ import jinja2
 from markupsafe import Markup
 
 from imprint.report import annex, words
+from imprint.report.columns import Column, budget_columns, cost_columns, key_columns, outcome_columns, point_columns
 from imprint.report.notes import all_notes
 from imprint.report.panels import Panels, curve_panels, density_panels
 from imprint.report.readings import Curve, curves
-from imprint.report.tables import (
-    Column,
-    Row,
-    budget_columns,
-    cost_columns,
-    key_columns,
-    outcome_columns,
-    point_columns,
-    sources,
-    summary,
-)
+from imprint.report.tables import Row, sources, summary
 from imprint.report.verdict import budget_verdict, verdicts
 from imprint.results import Grid, load_grid, results
 from imprint.store import atomic_file
@@ -35,7 +26,7 @@ _NAMED = 8
 """Up to so many methods are named under the title."""
 
 
-def write_report(path: Path) -> Path:
+def write_report(path: str | Path) -> Path:
     """Write `report.html` of an output folder from its evidence and `results.parquet`; the same input, the same bytes.
 
     Args:
@@ -70,7 +61,7 @@ def _asset(name: str) -> str:
 def _content(grid: Grid, rows: Sequence[Row], measured: dict[str, Curve]) -> dict[str, Any]:
     style = _asset("report.css")
     keys = key_columns(rows)
-    last = [*cost_columns(), *point_columns(grid.attacks, lambda row: row.last), *outcome_columns()]
+    last = [*point_columns(grid.attacks, lambda row: row.last), *cost_columns(), *outcome_columns()]
     best = [*point_columns(grid.attacks, lambda row: row.best), *budget_columns(grid)]
     return {
         "style": Markup(style),  # our own file: the only text besides the figures that is not escaped
@@ -86,6 +77,7 @@ def _content(grid: Grid, rows: Sequence[Row], measured: dict[str, Curve]) -> dic
         "densities": [_marked(panels) for panels in density_panels(grid, measured)],
         "records": annex.records_table(grid),
         "cells": annex.cells_table(grid, rows),
+        "training": annex.training_text(grid),
         "tpr": annex.tpr_table(grid, measured),
         "sources": annex.sources_table(grid),
         "recipe": annex.recipe_text(grid),
@@ -112,7 +104,7 @@ def _title(grid: Grid) -> str:
 def _what(grid: Grid) -> str:
     """What was run, and how it ended."""
     labels = list(dict.fromkeys(words.clean(cell.label) for cell in grid.cells))
-    methods = words.listed(labels) if len(labels) <= _NAMED else words.plural(len(labels), "method")
+    methods = words.listed(labels) if len(labels) <= _NAMED else str(len(labels))
     epochs = words.listed(sorted({str(cell.spec.train.epochs) for cell in grid.cells}, key=int))
     seeds = sorted({str(cell.spec.seed) for cell in grid.cells}, key=int)
     states = [words.clean(cell.outcome["status"]) for cell in grid.cells]

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from imprint.report import words
-from imprint.report.readings import needs_reference
+from imprint.report.readings import LIMITS, needs_reference
 from imprint.report.tables import Row, by_base, places
 from imprint.results import Cell, Grid
-
-LIMIT_NAMES = {"auc": "AUC", "tpr_at_10pct_fpr": "TPR at 10% FPR", "tpr_at_1pct_fpr": "TPR at 1% FPR"}
 
 
 @dataclass(frozen=True)
@@ -48,32 +46,27 @@ def name(row: Row) -> str:
 
 def state(row: Row) -> str:
     """How a cell ended, after how many epochs, and why."""
-    if row.status == "done" and _useless(row):
-        return "validation perplexity never fell below the base's, so its best epoch is 0, the base itself"
     text = f"{row.status} after {row.epochs} of {words.plural(row.planned, 'epoch')}"
     reason = row.reason.rstrip(".")
     if row.status == "unfinished" and not reason:
         reason = "the same command again continues it"
+    if row.status == "done" and _useless(row):
+        reason = "validation perplexity never fell below the base's, so the best epoch is 0, the base itself"
     return f"{text}: {reason}" if reason else text
 
 
 def budget_note(grid: Grid) -> list[str]:
     """What the budget column compares."""
-    limits = [
-        f"{title} below {words.share(grid.budget[key])}" for key, title in LIMIT_NAMES.items() if _limit(grid, key)
-    ]
-    if not grid.budget or not limits:
+    budget = grid.budget or {}
+    given = {title: budget[key] for key, title in LIMITS.items() if budget.get(key) is not None}
+    limits = [f"{title} below {words.share(limit)}" for title, limit in given.items()]
+    if not limits:
         return []
-    attack = grid.budget.get("attack")
-    who = f"the {words.clean(attack)} attack" if attack else "the attack of highest AUC there"
+    who = f"the {words.clean(budget['attack'])} attack" if budget.get("attack") else "the attack of highest AUC there"
     return [
         f"Budget: {words.listed(limits)}, by {who}, at the epoch of best validation perplexity. The upper bound of the "
         "interval must stay below the limit."
     ]
-
-
-def _limit(grid: Grid, key: str) -> bool:
-    return bool(grid.budget) and grid.budget.get(key) is not None
 
 
 def fixed_note(attacks: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from imprint.report import words
 from imprint.report.figures import COLOURS, Series, density_chart, line_chart, value_range
-from imprint.report.readings import Curve
+from imprint.report.readings import Curve, needs_reference
 from imprint.report.svg import CHARACTER, WIDTH, fit
 from imprint.report.tables import by_base, places, sources
 from imprint.results import Cell, Grid
@@ -44,7 +44,7 @@ def _highest(curve: Curve, attack: str) -> float:
 
 
 def curve_panels(grid: Grid, measured: dict[str, Curve]) -> list[Panels]:
-    """For every model and data: an AUC panel per attack and a perplexity panel, seeds together.
+    """For every model and data: an AUC panel per attack and, after the first, one of perplexity; seeds together.
 
     All AUC panels of a report share their vertical axis.
     """
@@ -91,14 +91,18 @@ def _charts(
     log = bool(values) and max(values) > _LOG_FROM * min(values)
     about = f"Validation perplexity by epoch, with 95% intervals. {_ends(lines, words.perplexity)}"
     name = "perplexity, log scale" if log else "perplexity"
-    return [*charts, line_chart("Validation perplexity", about, lines, EPOCHS, name, log=log)]
+    charts.insert(1, line_chart("Validation perplexity", about, lines, EPOCHS, name, log=log))
+    return charts
 
 
 def _series(curve: Curve, attack: str, label: str, colour: int) -> Series:
     """Of an attack's AUC; of perplexity for the attack ""."""
-    found = [curve.get(epoch, attack, "auc" if attack else "perplexity") for epoch in curve.epochs]
-    bounds = [(r.interval.low, r.interval.high) if r.interval else (math.nan, math.nan) for r in found]
-    return Series(label, curve.epochs, [r.value for r in found], [b[0] for b in bounds], [b[1] for b in bounds], colour)
+    found = {epoch: curve.get(epoch, attack, "auc" if attack else "perplexity") for epoch in curve.epochs}
+    bounds = {e: (r.interval.low, r.interval.high) if r.interval else (math.nan, math.nan) for e, r in found.items()}
+    if needs_reference(attack) and 0 in found:  # by definition, so no uncertainty
+        bounds[0] = (found[0].value, found[0].value)
+    low, high = [b[0] for b in bounds.values()], [b[1] for b in bounds.values()]
+    return Series(label, curve.epochs, [r.value for r in found.values()], low, high, colour)
 
 
 def _ends(series: Sequence[Series], shown: Callable[[float], str]) -> str:

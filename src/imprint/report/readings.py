@@ -13,8 +13,8 @@ from imprint.attacks import ATTACKS, evidence_needed
 from imprint.results import Cell, Grid
 from imprint.types import Interval
 
-LIMITS = ("auc", "tpr_at_10pct_fpr", "tpr_at_1pct_fpr")
-"""The metrics a budget may limit."""
+LIMITS = {"auc": "AUC", "tpr_at_10pct_fpr": "TPR at 10% FPR", "tpr_at_1pct_fpr": "TPR at 1% FPR"}
+"""The metrics a budget may limit, and what people call them."""
 UNFINISHED = ("failed", "unfinished")
 
 

@@ -12,18 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from imprint.report.notes import all_notes
-from imprint.report.tables import (
+from imprint.report.columns import (
     Column,
     Entry,
-    Row,
     budget_columns,
     cost_columns,
     key_columns,
     outcome_columns,
     point_columns,
-    summary,
 )
+from imprint.report.notes import all_notes
+from imprint.report.tables import Row, summary
 from imprint.results import Grid
 
 LAST = "At the last epoch"
@@ -31,6 +30,8 @@ BEST = "At the epoch of best validation perplexity"
 _GAP = 2
 """Columns between two columns: the padding and the separator."""
 _WIDEST_KEY = 24
+_PLAIN = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+"""Off a terminal: nothing but a line of dashes below the titles."""
 
 
 def print_summary(grid: Grid, frame: pd.DataFrame, console: Console) -> None:
@@ -43,9 +44,9 @@ def print_summary(grid: Grid, frame: pd.DataFrame, console: Console) -> None:
     keys = key_columns(rows)
     tuned = [row for row in rows if row.run_id is not None]
     last, best = point_columns(grid.attacks, lambda row: row.last), point_columns(grid.attacks, lambda row: row.best)
-    _print_block("What was trained", keys, [*cost_columns(), *outcome_columns()], tuned, console)
+    _print_block("What was trained", keys, [*cost_columns(), *outcome_columns(), *budget_columns(grid)], tuned, console)
     _print_block(f"{LAST}: AUC by each attack, its 95% interval", keys, last, rows, console)
-    _print_block(BEST, keys, [*best, *budget_columns(grid)], rows, console)
+    _print_block(BEST, keys, best, rows, console)
     for note in all_notes(grid, rows):
         console.print(_text(note, console), highlight=False)
 
@@ -54,7 +55,7 @@ def to_markdown(grid: Grid, frame: pd.DataFrame) -> str:
     """Both blocks of the summary as Markdown tables, and the notes under them."""
     rows = summary(grid, frame)
     keys = key_columns(rows)
-    last = [*cost_columns(), *point_columns(grid.attacks, lambda row: row.last), *outcome_columns()]
+    last = [*point_columns(grid.attacks, lambda row: row.last), *cost_columns(), *outcome_columns()]
     best = [*point_columns(grid.attacks, lambda row: row.best), *budget_columns(grid)]
     notes = [f"- {_escaped(note)}" for note in all_notes(grid, rows)]
     blocks = [f"**{LAST}**", _markdown([*keys, *last], rows), f"**{BEST}**", _markdown([*keys, *best], rows)]
@@ -65,7 +66,7 @@ def _print_block(title: str, keys: list[Column], columns: list[Column], rows: Se
     for number, (part, joint) in enumerate(_parts(keys, columns, rows, console.width)):
         heading = title if number == 0 else f"{title} (continued)"
         console.print(_text(heading, console, "bold"), highlight=False)
-        table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2, padding=(0, 1, 0, 0), show_edge=False)
+        table = Table(box=box.SIMPLE_HEAD if console.is_terminal else _PLAIN, padding=(0, 1, 0, 0), show_edge=False)
         for column in [*keys, *part]:
             table.add_column(
                 _text(column.title, console),

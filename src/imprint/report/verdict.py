@@ -11,7 +11,7 @@ from imprint.report import words
 from imprint.report.readings import Curve, needs_reference
 from imprint.report.tables import Row, by_base, places
 from imprint.results import Cell, Grid
-from imprint.types import Interval
+from imprint.types import Floats, Interval
 
 _NAMED = 6
 """Up to so many methods are named; of more, the number is given."""
@@ -115,15 +115,21 @@ def _apart(most: Score, least: Score, attack: str) -> str:
 
 
 def _difference(a: Score, b: Score, attack: str) -> PairedAUC:
-    sides = []
-    for score in (a, b):
-        cell = score.cell
-        zlib_bytes = cell.records["zlib_bytes"].to_numpy()
-        evidence = {"target": cell.stats(score.epoch), "reference": cell.reference, "zlib_bytes": zlib_bytes}
-        scored = run_attack(ATTACKS[attack], **evidence)
-        sides += [scored[cell.rows("member")], scored[cell.rows("nonmember")]]
-    groups = a.cell.groups("member"), a.cell.groups("nonmember")
-    return paired_auc(*sides, member_groups=groups[0], nonmember_groups=groups[1])
+    members, nonmembers = a.cell.groups("member"), a.cell.groups("nonmember")
+    of_a, of_b = _sides(a, attack), _sides(b, attack)
+    return paired_auc(*of_a, *of_b, member_groups=members, nonmember_groups=nonmembers)
+
+
+def _sides(score: Score, attack: str) -> tuple[Floats, Floats]:
+    """Attack scores of members and of non-members."""
+    cell = score.cell
+    scored = run_attack(
+        ATTACKS[attack],
+        target=cell.stats(score.epoch),
+        reference=cell.reference,
+        zlib_bytes=cell.records["zlib_bytes"].to_numpy(),
+    )
+    return scored[cell.rows("member")], scored[cell.rows("nonmember")]
 
 
 def _control(curve: Curve, attacks: Sequence[str]) -> tuple[str, list[str]]:

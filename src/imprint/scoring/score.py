@@ -19,7 +19,7 @@ from torch import nn
 
 from imprint.data.tokens import Encoded, batches, pad
 from imprint.errors import ImprintError
-from imprint.tuning.models import head_of
+from imprint.tuning.models import base_of, head_of
 from imprint.types import TokenStats
 
 LEAST = -1e4
@@ -29,11 +29,14 @@ CHUNK = 1 << 18
 
 
 def autocast(model: nn.Module) -> AbstractContextManager[object]:
-    """Mixed precision where the frozen weights are 16 bit; what trains stays float32."""
-    frozen = next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
-    if frozen is None:
+    """Mixed precision where the base was loaded in 16 bits: what trains is stored in float32, the products are not.
+
+    The base, and whatever is tuned on top of it, are scored in the same precision, or their difference would be noise.
+    """
+    dtype = base_of(model).config.dtype  # type: ignore[union-attr]
+    if dtype not in (torch.bfloat16, torch.float16):
         return nullcontext()
-    return torch.autocast(next(model.parameters()).device.type, frozen)
+    return torch.autocast(next(model.parameters()).device.type, dtype)  # type: ignore[arg-type]
 
 
 def scored_logits(model: nn.Module, ids_BT: torch.Tensor, scored_BT: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from imprint.errors import ImprintError
+
 
 def _draw(model: nn.Module, count: int) -> torch.Tensor:
     """[P] random token ids."""
@@ -32,13 +34,31 @@ def fill_prefix(tuned: Any) -> None:
     """Prefix tuning: the keys and values that the drawn tokens give at positions 0 … P - 1.
 
     PEFT stores a prefix as one row per virtual token, [P, L · 2 · H · D]: per layer the keys, then the values.
+
+    Raises:
+        ImprintError: the installed peft does not put a prefix where this architecture looks for it.
     """
     base, encoder = tuned.get_base_model(), tuned.prompt_encoder[tuned.active_adapter]
     weight = encoder.embedding.weight
-    cache = base(input_ids=_draw(base, weight.shape[0])[None], use_cache=True).past_key_values
+    tokens = _draw(base, weight.shape[0])
+    cache = base(input_ids=tokens[None], use_cache=True).past_key_values
     pairs = [state for layer in cache_pairs(cache) for state in layer]  # 2 L tensors [1, H, P, D]
     rows = torch.stack([state[0].transpose(0, 1).flatten(1) for state in pairs], dim=1)  # [P, 2 L, H · D]
     weight.copy_(rows.flatten(1))
+    _check_prefix(tuned, base, tokens)
+
+
+def _check_prefix(tuned: Any, base: nn.Module, tokens_P: torch.Tensor) -> None:
+    """A prefix made of tokens must act like those tokens; some versions of peft misplace it for some architectures."""
+    text = tokens_P.flip(0)[None, :2]  # two fit into any context that the plan lets through
+    want = base(input_ids=torch.cat([tokens_P[None], text], dim=1)).logits[:, -text.shape[1] :].float().log_softmax(-1)
+    found = tuned(input_ids=text, use_cache=False).logits.float().log_softmax(-1)
+    gap = (found - want).gather(-1, text[..., None]).abs().mean().item()
+    if not gap < 0.1:  # float32 gives 1e-6, bfloat16 1e-2, a misplaced prefix 1 and more
+        raise ImprintError(
+            f"the installed peft does not place a prefix correctly in {type(base).__name__} (log-probabilities are off "
+            f"by {gap:.2g} on average): upgrade peft and transformers, or use another method"
+        )
 
 
 def cache_pairs(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -1,0 +1,71 @@
+"""Write docs/recipe.md from the docstrings under the fields: options are documented once, where they are defined.
+
+python scripts/recipe_docs.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from imprint.recipe import Recipe
+from imprint.spec import Budget, Columns, DataSpec, ModelSpec, Source, TrainSpec
+from imprint.tuning.methods import METHODS
+
+OUT = Path(__file__).parent.parent / "docs" / "recipe.md"
+HIDDEN = ("fingerprint",)  # filled in by the plan
+
+HEAD = """# The keys of a recipe
+
+A recipe is YAML. Every list is an axis of the grid (`attacks` excepted): the cells are all combinations. Written by
+`scripts/recipe_docs.py` from the docstrings in the code.
+
+On the command line `--set KEY=VALUE` overrides a key, values being YAML: `--set train.epochs=3`,
+`--set method=[head,lora]`.
+"""
+
+TAIL = """## attacks
+
+A list of names, `loss, ref, zlib, min_k, min_k_plus, ratio` (default: all). They are arithmetic on stored evidence:
+adding one to a finished recipe takes seconds.
+"""
+
+
+def table(kind: type[BaseModel]) -> str:
+    lines = ["| key | default | |", "|---|---|---|"]
+    for name, field in kind.model_fields.items():
+        if name in HIDDEN:
+            continue
+        default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
+        lines.append(f"| `{name}` | {default} | {(field.description or '').strip()} |")
+    return "\n".join(lines)
+
+
+def _default(value: Any) -> str:
+    return "" if value is None or isinstance(value, (BaseModel, dict)) else f"`{value}`"
+
+
+def text() -> str:
+    """The whole page."""
+    parts = [HEAD, "## Top level\n", table(Recipe)]
+    for title, kind in (
+        ("model", ModelSpec),
+        ("data", DataSpec),
+        ("data.source", Source),
+        ("data.format, as a mapping", Columns),
+        ("train", TrainSpec),
+        ("budget", Budget),
+    ):
+        parts += [f"\n## {title}\n", table(kind)]
+    parts.append("\n## method: options by method\n")
+    for name, method in METHODS.items():
+        rate = f"{method.rate:g}" + (" × 96 / width of the model" if method.scaled else "")
+        about = (method.options.__doc__ or "").strip().splitlines()[0]
+        parts.append(f"### {name}\n\n{about} Default learning rate {rate}.\n\n{table(method.options)}\n")
+    return "\n".join([*parts, TAIL])
+
+
+if __name__ == "__main__":
+    OUT.write_text(text(), encoding="utf-8")
