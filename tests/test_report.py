@@ -6,8 +6,11 @@ import base64
 import hashlib
 import io
 import itertools
+import os
 import re
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -141,10 +144,14 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def evil_page(tmp_path_factory):
+def evil(tmp_path_factory):
     path = tmp_path_factory.mktemp("evil") / "grid"
-    build(path, model=EVIL, source="<img src=x onerror=alert(1)>")
-    return write_report(path).read_text(encoding="utf-8")
+    return build(path, model=EVIL, source="<img src=x onerror=alert(1)>|b")
+
+
+@pytest.fixture(scope="module")
+def evil_page(evil):
+    return write_report(evil[0].path).read_text(encoding="utf-8")
 
 
 def row_of(rows, label):
@@ -314,8 +321,8 @@ def test_summary_fits_the_console(small, width):
     assert not any("…" in line for line in lines)
 
 
-def test_summary_off_a_terminal_is_plain_and_survives_a_narrow_encoding(tmp_path):
-    grid, frame = build(tmp_path / "grid", model=EVIL)
+def test_summary_off_a_terminal_is_plain_and_survives_a_narrow_encoding(evil):
+    grid, frame = evil
     raw = io.BytesIO()
     console = Console(file=io.TextIOWrapper(raw, encoding="ascii"), width=80)
     print_summary(grid, frame, console)
@@ -324,8 +331,8 @@ def test_summary_off_a_terminal_is_plain_and_survives_a_narrow_encoding(tmp_path
     assert "\x1b[31m" not in printed(grid, frame, terminal=True)
 
 
-def test_markdown_holds_neither_html_nor_stray_columns(tmp_path):
-    grid, frame = build(tmp_path / "grid", model=EVIL, source="a|b")
+def test_markdown_holds_neither_html_nor_stray_columns(evil):
+    grid, frame = evil
     markdown = to_markdown(grid, frame)
     assert "<" not in markdown
     for block in re.findall(r"(?:^\|.*\n)+", markdown, re.M):
@@ -428,6 +435,11 @@ def test_the_same_store_gives_the_same_bytes(small):
     assert write_report(small[0].path).read_bytes() == write_report(small[0].path).read_bytes()
 
 
+def test_reports_need_no_torch():
+    code = "import sys, imprint.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 # ---- size
 
 
@@ -448,7 +460,7 @@ def build_large(path, cells=100, epochs=15, models=2):
         entries.append((f"lora placement={options['placement']} rank={n}", f"b{n % models}", one))
         folder = store.cell(one.run_id)
         for epoch in range(1, epochs + 1):
-            shutil.copytree(template, folder.epoch(epoch))
+            shutil.copytree(template, folder.epoch(epoch), copy_function=os.link)
         write_json(folder.path / "done.json", {"status": "done", "reason": None, **COUNTS})
         rows += made_up_rows(one, epochs, attacks, rng)
     write_lock(path, entries, attacks)

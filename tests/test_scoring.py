@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from imprint.data.tokens import Encoded
 from imprint.errors import ImprintError
-from imprint.scoring.score import scored_logits, token_stats
+from imprint.scoring import features
+from imprint.scoring.features import from_features
+from imprint.scoring.score import from_texts, scored_logits, token_stats
 from imprint.spec import MethodSpec
 from imprint.tuning import virtual
 from imprint.tuning.methods import METHODS, resolve_method
@@ -168,3 +171,32 @@ def test_sixteen_bits(method, tmp_path):
     ids = torch.from_numpy(texts[0].ids).long()[None]
     scored_logits(model, ids, torch.from_numpy(texts[0].scored)[None]).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trainable(model).values())
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_kept_hidden_states_give_the_oracle(name):
+    """FT head from hidden states computed once, after its weights have moved, scores like the whole model."""
+    model = build(name)
+    spec = resolve_method(MethodSpec(name="head", options={}), 32, None)
+    model = METHODS["head"].attach(model, spec.options)
+    texts = records([2, 40, 7, 3, 23]) + [dataclasses.replace(r, id=f"p{r.id}") for r in records([9, 30], 1, prompt=6)]
+    logits = from_features(model, texts, budget=70)
+    assert logits.__qualname__.startswith("from_features")  # this architecture goes along
+    with torch.no_grad():
+        model.get_output_embeddings().weight.add_(0.05 * torch.randn_like(model.get_output_embeddings().weight))
+    stats = token_stats(model, texts, 50, logits=logits)
+    want = np.concatenate([oracle(model, record)[0] for record in texts])
+    np.testing.assert_allclose(stats.logp, want, atol=TOLERANCE, rtol=0)
+    chosen = [texts[4], texts[0]]
+    plain, kept = (scorer(chosen)[0].sum() for scorer in (from_texts(model), logits))
+    weight = model.get_output_embeddings().weight
+    gradients = [torch.autograd.grad(loss, weight)[0] for loss in (plain, kept)]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-5)
+
+
+def test_features_that_do_not_reproduce_the_logits_are_not_used(monkeypatch):
+    """A stand-in that returns something else is noticed, and the texts go through the whole model."""
+    model = build("llama")
+    METHODS["head"].attach(model, {})
+    monkeypatch.setattr(features, "_from_hidden", lambda model, hidden: torch.zeros(len(hidden), VOCABULARY))
+    assert from_features(model, records([9, 5]), 100).__qualname__.startswith("from_texts")

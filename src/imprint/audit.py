@@ -17,6 +17,8 @@ from imprint.types import Example, TokenStats
 if TYPE_CHECKING:
     from torch import nn
 
+    from imprint.scoring.score import Logits
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -39,11 +41,17 @@ class Audit:
         """Tokens of one scoring pass."""
         return sum(len(record) for record in self.scored)
 
-    def stats(self, model: nn.Module, budget: int, progress: Callable[[int], None] | None = None) -> TokenStats:
-        """Score every record with `model`."""
+    def stats(
+        self,
+        model: nn.Module,
+        budget: int,
+        progress: Callable[[int], None] | None = None,
+        logits: Logits | None = None,
+    ) -> TokenStats:
+        """Score every record with `model`, taking the logits from elsewhere if told where."""
         from imprint.scoring.score import token_stats
 
-        return token_stats(model, self.scored, budget, progress)
+        return token_stats(model, self.scored, budget, progress, logits)
 
     def records(self) -> pa.Table:
         """One row per scored record; no text."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+    from imprint.scoring.score import Logits
     from imprint.tuning.train import EpochReport, Trainer
 
 
@@ -86,14 +87,15 @@ def run_cell(cell: PlannedCell, audit: Audit, store: Store, runtime: Runtime, pr
     torch.manual_seed(spec.seed)
     model = attach(model, spec.method)
     rate = spec.method.options["learning_rate"]
-    trainer = Trainer(model, audit.tuned, spec.train, rate, spec.seed, runtime.token_budget)
+    logits = logits_of(model, audit, runtime.token_budget)
+    trainer = Trainer(model, audit.tuned, spec.train, rate, spec.seed, runtime.token_budget, logits)
     counts = dict(zip(("trainable", "parameters"), count_parameters(model), strict=True))
     write_json(folder.path / "spec.json", spec.model_dump(mode="json"))
     done = resume(folder, trainer)
     progress.start(audit, spec.train.epochs, done)
     for report in train(trainer, done, progress.trained):
         started = time.perf_counter()
-        stats = audit.stats(model, runtime.token_budget, progress.scored) if not report.diverged else None
+        stats = audit.stats(model, runtime.token_budget, progress.scored, logits) if not report.diverged else None
         if reason := report.diverged or _broken(stats, report.epoch):
             folder.finish(status="diverged", reason=reason, **counts)
             progress.note(f"{cell.label}: diverged: {reason}")
@@ -135,6 +137,17 @@ def attach(model: nn.Module, method: MethodSpec) -> nn.Module:
     except Exception as error:  # peft raises many kinds where an architecture lacks what a method needs
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise ImprintError(f"{method.name} does not work with {type(model).__name__}: {reason[0]}") from error
+
+
+def logits_of(model: nn.Module, audit: Audit, budget: int) -> Logits:
+    """From hidden states computed once where only the output layer trains, else from the texts."""
+    from imprint.scoring.features import from_features
+    from imprint.scoring.score import from_texts
+    from imprint.tuning.models import only_head_trains
+
+    if only_head_trains(model):
+        return from_features(model, (*audit.tuned, *audit.scored), budget)
+    return from_texts(model)
 
 
 def score_base(

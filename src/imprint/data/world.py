@@ -25,6 +25,7 @@ import random
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from imprint.data import phrases as words
 from imprint.data.pool import Pool
@@ -71,7 +72,7 @@ class House:
 
     def form(self, slot: str) -> int:
         """The preferred one of the four forms of `slot`."""
-        return Dice("house", self.number, slot).below(FORMS)
+        return _form(self.number, slot)
 
     def phrase(self, dice: Dice, slot: str, forms: Sequence[str]) -> str:
         return forms[self.form(slot) if dice.chance(self.loyalty) else dice.below(len(forms))]
@@ -84,14 +85,14 @@ class House:
         return choices[_preference(self.number, name, len(choices))[rank]]
 
 
-_PREFERENCES: dict[tuple[int, str], list[int]] = {}
+@cache
+def _form(house: int, slot: str) -> int:
+    return Dice("house", house, slot).below(FORMS)
 
 
+@cache
 def _preference(house: int, name: str, n: int) -> list[int]:
-    key = (house, name)
-    if key not in _PREFERENCES:
-        _PREFERENCES[key] = Dice("preference", *key).order(n)
-    return _PREFERENCES[key]
+    return Dice("preference", house, name).order(n)
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def density_chart(
         area = [(x.start, y.start), *((x(a), y(b)) for a, b in zip(grid, curve, strict=True)), (x.end, y.start)]
         parts.append(f'<path class="line area c{kind} d{kind}" d="{svg.path(area)}"/>')
     for kind, (label, losses) in enumerate((("members", members), ("non-members", nonmembers))):
-        left = svg.LEFT + 8 + 200 * kind
+        left = svg.LEFT + 188 * kind
         parts.append(f'<path class="line c{kind} d{kind}" d="M{left} {svg.TOP + 6}h24"/>')
         parts.append(svg.text(left + 30, svg.TOP + 10, f"{label}, mean {np.mean(losses):.2f}", "label"))
     return svg.figure(heading, description, parts)

@@ -145,9 +145,10 @@ def _control(curve: Curve, attacks: Sequence[str]) -> tuple[str, list[str]]:
         each = "the interval contains" if len(found) == 1 else "every interval contains"
         return f"Control, the untouched base: AUC by {shown}; {each} .5, as it should.", []
     return "", [
-        f"Members and non-members differ before any tuning. On the untouched base the AUC is {shown}; the interval of "
-        f"{words.listed(off)} does not contain .5. The AUCs of the tuned models are therefore not evidence of "
-        "memorization: draw members and non-members at random from one source and run again."
+        f"Members and non-members differ before any tuning. On the untouched base the AUCs are {shown}; .5 lies "
+        f"outside the interval of {words.listed(off)}. The AUCs of the tuned models are therefore not evidence of "
+        "memorization: draw members and non-members at random from one source and run again. (By chance alone, one "
+        "interval in twenty misses .5.)"
     ]
 
 

@@ -6,6 +6,8 @@ The output layer is applied to the scored positions only. A hook in front of it 
 itself does the rest: architectures that scale or cap their logits (Gemma, Cohere, Granite) stay right, and no
 [B, T, V] tensor is built. Virtual tokens lengthen the hidden states, [B, P + T, D] (prompt and P-tuning), or do not
 (prefix tuning): counted from the right end, position T - t is the same token either way.
+
+Where the backbone and its inputs stay as they are, `features.py` gives the same logits from hidden states kept once.
 """
 
 from __future__ import annotations
@@ -67,8 +69,27 @@ def scored_logits(model: nn.Module, ids_BT: torch.Tensor, scored_BT: torch.Tenso
     return logits[0].float()
 
 
+Logits = Callable[[Sequence[Encoded]], tuple[torch.Tensor, torch.Tensor]]
+"""Records → ([R, V] logits, [R] the tokens they predict), record after record."""
+
+
+def from_texts(model: nn.Module) -> Logits:
+    """Logits by the whole model."""
+    device = next(model.parameters()).device
+
+    def logits(records: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, scored = (torch.from_numpy(array).to(device) for array in pad(records))
+        return scored_logits(model, ids, scored), ids[scored]
+
+    return logits
+
+
 def token_stats(
-    model: nn.Module, records: Sequence[Encoded], budget: int, progress: Callable[[int], None] | None = None
+    model: nn.Module,
+    records: Sequence[Encoded],
+    budget: int,
+    progress: Callable[[int], None] | None = None,
+    logits: Logits | None = None,
 ) -> TokenStats:
     """Score every record once; the result does not depend on how the records are batched.
 
@@ -77,6 +98,7 @@ def token_stats(
         records: N encoded records, each with at least one scored token.
         budget: tokens per forward pass, padding included.
         progress: called with the number of tokens after each batch.
+        logits: where the logits come from (default: the whole model).
 
     Raises:
         ImprintError: a record has nothing to score.
@@ -84,14 +106,13 @@ def token_stats(
     if empty := [record.id for record in records if not record.scored.any()]:
         raise ImprintError(f"record {empty[0]!r} has no token to score")
     model.eval()
-    device = next(model.parameters()).device
+    logits = logits or from_texts(model)
     offsets = np.concatenate([[0], np.cumsum([int(r.scored.sum()) for r in records])]).astype(np.int64)
     logp, mean, std = (np.empty(offsets[-1], np.float32) for _ in range(3))
     top = np.empty(offsets[-1], bool)
     with torch.inference_mode():
         for group in batches([len(r) for r in records], budget):
-            ids, scored = (torch.from_numpy(a).to(device) for a in pad([records[n] for n in group]))
-            values = _moments(scored_logits(model, ids, scored), ids[scored])
+            values = _moments(*logits([records[n] for n in group]))
             where = np.concatenate([np.arange(offsets[n], offsets[n + 1]) for n in group])
             logp[where], mean[where], std[where], top[where] = (v.cpu().numpy() for v in values)
             if progress:

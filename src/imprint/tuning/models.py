@@ -123,6 +123,12 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def only_head_trains(model: nn.Module) -> bool:
+    """Whether the backbone and its inputs stay as they are, so that hidden states can be computed once."""
+    head = {id(parameter) for parameter in head_of(model).parameters()}
+    return all(id(parameter) in head for parameter in trainable(model).values())
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all)."""
     return sum(p.numel() for p in trainable(model).values()), sum(p.numel() for p in model.parameters())

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from imprint.data.tokens import Encoded, batches, pad
-from imprint.scoring.score import scored_logits
+from imprint.data.tokens import Encoded, batches
+from imprint.scoring.score import Logits, from_texts
 from imprint.spec import TrainSpec
-from imprint.tuning.models import trainable
+from imprint.tuning.models import only_head_trains, trainable
 
 State = dict[str, torch.Tensor]
 
@@ -55,7 +55,9 @@ class Trainer:
         learning_rate: float,
         seed: int,
         budget: int,
+        logits: Logits | None = None,
     ) -> None:
+        """`logits`: where they come from (default: the whole model)."""
         from accelerate import Accelerator
 
         self.spec, self.records, self.seed, self.budget, self.peak = spec, records, seed, budget, learning_rate
@@ -65,7 +67,7 @@ class Trainer:
         )
         self.device = next(model.parameters()).device
         self.accelerator = Accelerator(cpu=self.device.type == "cpu")
-        self.model = model
+        self.model, self.logits = model, logits or from_texts(model)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
 
     @property
@@ -78,7 +80,7 @@ class Trainer:
         started, total, scored, tokens = time.perf_counter(), 0.0, 0, 0
         torch.manual_seed(_seed(self.seed, number))
         order = np.random.default_rng([self.seed, number]).permutation(len(self.records))
-        self.model.train()
+        self.model.train(not only_head_trains(self.model))  # a backbone that stays as it is has no use for dropout
         for step in range(self.steps):
             chosen = order[step * self.spec.batch_size : (step + 1) * self.spec.batch_size]
             rate = self.peak * schedule(self.spec, (number - 1) * self.steps + step, self.spec.epochs * self.steps)
@@ -95,9 +97,7 @@ class Trainer:
         """One optimiser step: (summed loss, scored tokens, why it could not be made)."""
         count, total = sum(int(record.scored.sum()) for record in records), 0.0
         for group in batches([len(record) for record in records], self.budget):
-            ids, scored = (torch.from_numpy(a).to(self.device) for a in pad([records[n] for n in group]))
-            logits = scored_logits(self.model, ids, scored)
-            loss = nn.functional.cross_entropy(logits, ids[scored], reduction="sum")
+            loss = nn.functional.cross_entropy(*self.logits([records[n] for n in group]), reduction="sum")
             self.accelerator.backward(loss / count)
             total += loss.item()
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.spec.max_grad_norm)
