@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from imprint.data import Pool, make_split
@@ -52,6 +53,11 @@ class Audit:
         from imprint.scoring.score import token_stats
 
         return token_stats(model, self.scored, budget, progress, logits)
+
+    def perplexity(self, stats: TokenStats) -> float:
+        """Token-weighted perplexity of the validation records."""
+        validation = stats.select(np.array(self.roles) == "validation")
+        return float(np.exp(-validation.logp.mean(dtype=np.float64)))
 
     def records(self) -> pa.Table:
         """One row per scored record; no text."""

@@ -121,10 +121,8 @@ class ConsoleProgress(Progress):
 def _utility(stats: TokenStats, audit: Audit) -> str:
     """Validation perplexity and the AUC of LOSS, for a line on the screen."""
     roles = np.array(audit.roles)
-    validation = stats.select(roles == "validation")
-    perplexity = np.exp(-validation.logp.mean(dtype=np.float64))
     loss = auc(-stats.nll[roles == "member"], -stats.nll[roles == "nonmember"])
-    return f"perplexity {perplexity:.2f}  LOSS AUC {loss.value:.3f}"
+    return f"perplexity {audit.perplexity(stats):.2f}  LOSS AUC {loss.value:.3f}"
 
 
 def _clock(seconds: float) -> str:

@@ -101,9 +101,8 @@ def run_cell(cell: PlannedCell, audit: Audit, store: Store, runtime: Runtime, pr
             progress.note(f"{cell.label}: diverged: {reason}")
             return
         assert stats is not None
-        write_epoch(folder, report, stats, trainer, time.perf_counter() - started, audit.tokens)
+        write_epoch(folder, report, stats, trainer, time.perf_counter() - started, audit)
         progress.epoch(report, stats, base, audit)
-    save_trained(folder, model)
     folder.finish(status="done", reason=None, **counts)
 
 
@@ -185,9 +184,12 @@ def resume(folder: CellFolder, trainer: Trainer) -> int:
 
 
 def write_epoch(
-    folder: CellFolder, report: EpochReport, stats: TokenStats, trainer: Trainer, seconds: float, tokens: int
+    folder: CellFolder, report: EpochReport, stats: TokenStats, trainer: Trainer, seconds: float, audit: Audit
 ) -> None:
-    """Evidence and resume state of an epoch appear together; the state of the epoch before it then goes."""
+    """Evidence, weights and resume state of an epoch appear together; what they replace then goes.
+
+    Weights are kept of the newest epoch and of the best one, which is what one would ship.
+    """
     from safetensors.torch import save_file
 
     meta = {
@@ -195,29 +197,32 @@ def write_epoch(
         "training_loss": report.training_loss,
         "tokens_trained": report.tokens,
         "seconds_training": report.seconds,
-        "tokens_scored": tokens,
+        "tokens_scored": audit.tokens,
+        "validation_perplexity": audit.perplexity(stats),
         "seconds_scoring": seconds,
     }
     with atomic_folder(folder.epoch(report.epoch)) as path:
         write_stats(path / "stats.parquet", stats)
         write_json(path / "meta.json", meta)
+        save_trained(path / "adapter", trainer.model)
         save_file(trainer.state(), path / "state.safetensors")
     folder.drop_states(keep=report.epoch)
+    folder.drop_adapters(keep={report.epoch, folder.best_epoch()})
 
 
-def save_trained(folder: CellFolder, model: nn.Module) -> None:
+def save_trained(path: Path, model: nn.Module) -> None:
     """A PEFT adapter where the method is one; else the trained weights by name."""
     from peft import PeftModel
     from safetensors.torch import save_file
 
     from imprint.tuning.models import trainable
 
-    with atomic_folder(folder.path / "adapter") as path:
-        if isinstance(model, PeftModel):
-            model.save_pretrained(str(path), save_embedding_layers=False)
-        else:
-            weights = {name: p.detach().cpu().contiguous() for name, p in trainable(model).items()}
-            save_file(weights, path / "trained.safetensors")
+    path.mkdir()
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(path), save_embedding_layers=False)
+    else:
+        weights = {name: p.detach().cpu().contiguous() for name, p in trainable(model).items()}
+        save_file(weights, path / "trained.safetensors")
 
 
 def claim(store: Store, planned: Plan) -> None:

@@ -4,8 +4,8 @@
     <out>/recipe.lock.json                  the cells it stands for: run ids and specs
     <out>/base/<key>/                       records.parquet, stats.parquet, meta.json: the untouched model, once
     <out>/cells/<run_id>/spec.json
-    <out>/cells/<run_id>/epochs/03/         stats.parquet, meta.json, state.safetensors (newest epoch, until done)
-    <out>/cells/<run_id>/adapter/           what was trained, after the last epoch
+    <out>/cells/<run_id>/epochs/03/         stats.parquet, meta.json; adapter/ (last epoch, and the one of best
+                                            validation perplexity); state.safetensors (newest epoch, until done)
     <out>/cells/<run_id>/done.json          written last, with checksums: its existence means the cell is complete
     <out>/results.parquet, scores.parquet   recomputed from the evidence
 
@@ -172,6 +172,17 @@ class CellFolder:
         write_json(self.path / "done.json", {**outcome, "sha256": sums})
         (self.path / "failed.json").unlink(missing_ok=True)
         self.drop_states(keep=0)
+
+    def best_epoch(self) -> int:
+        """The finished epoch of lowest validation perplexity, the earliest where several are; 0 where none is."""
+        epochs = range(1, self.finished_epochs() + 1)
+        return min(epochs, key=lambda epoch: self.meta(epoch)["validation_perplexity"], default=0)
+
+    def drop_adapters(self, keep: set[int]) -> None:
+        """Delete the trained weights of every epoch but those in `keep`."""
+        for folder in self.path.glob("epochs/*/adapter"):
+            if folder.parent not in {self.epoch(number) for number in keep}:
+                shutil.rmtree(folder)
 
     def fail(self, reason: str) -> None:
         write_json(self.path / "failed.json", {"status": "failed", "reason": reason})
