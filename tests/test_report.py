@@ -23,7 +23,7 @@ from imprint.report import print_summary, to_markdown, within_budget, write_repo
 from imprint.report.figures import Series, density_chart, line_chart
 from imprint.report.readings import curves
 from imprint.report.tables import summary
-from imprint.results import _RESULTS, load_grid, results, write_results
+from imprint.rows import _RESULTS, load_grid, results, write_results
 from imprint.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainSpec
 from imprint.store import Store, atomic_folder, write_json, write_stats, write_table
 from imprint.types import TokenStats

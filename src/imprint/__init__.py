@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "run": "imprint.runs",
-    "results": "imprint.results",
+    "results": "imprint.rows",
     "METHODS": "imprint.tuning.methods",
     "ATTACKS": "imprint.attacks",
     "auc": "imprint.measures",
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from imprint.attacks import ATTACKS
     from imprint.errors import ImprintError
     from imprint.measures import auc, paired_auc, tpr_at_fpr
-    from imprint.results import results
+    from imprint.rows import results
     from imprint.runs import run
     from imprint.tuning.methods import METHODS
 

@@ -15,7 +15,7 @@ from imprint.errors import ImprintError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from imprint.results import Grid
+    from imprint.rows import Grid
 
 app = typer.Typer(
     help="How much does a fine-tuned language model remember of its fine-tuning data?",
@@ -59,7 +59,7 @@ def run_command(
 
     from imprint.progress import ConsoleProgress
     from imprint.report import print_summary, write_report
-    from imprint.results import load_grid
+    from imprint.rows import load_grid
     from imprint.runs import run
     from imprint.spec import Runtime
 
@@ -91,7 +91,7 @@ def report_command(
     from rich.console import Console
 
     from imprint.report import print_summary, to_markdown, write_report
-    from imprint.results import load_grid, write_results
+    from imprint.rows import load_grid, write_results
 
     grid = load_grid(folder)
     frame = write_results(grid)

@@ -135,7 +135,9 @@ def _yaml(text: str, where: str) -> Any:
 def _copy(node: Any) -> Any:
     if isinstance(node, Mapping):
         return {str(key): _copy(value) for key, value in node.items()}
-    return [_copy(value) for value in node] if isinstance(node, (list, tuple)) else node
+    if isinstance(node, (list, tuple)):
+        return [_copy(value) for value in node]
+    return str(node) if isinstance(node, Path) else node
 
 
 def _put(document: dict[str, Any], path: list[str], value: Any, override: str) -> None:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imprint.audit import Audit, prepare
+from imprint.checkpoint import resume, write_epoch
+from imprint.claim import claim
 from imprint.errors import ImprintError, UsageError
 from imprint.progress import Progress
 from imprint.recipe import Plan, PlannedCell, plan, read_recipe
-from imprint.results import load_grid, write_results
-from imprint.spec import MethodSpec, RunSpec, Runtime
-from imprint.store import CellFolder, Store, atomic_folder, read_stats, write_json, write_stats, write_table
+from imprint.rows import load_grid, write_results
+from imprint.spec import MethodSpec, Runtime
+from imprint.store import Store, atomic_folder, read_stats, write_json, write_stats, write_table
 from imprint.tuning.methods import METHODS
 from imprint.types import TokenStats
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from imprint.scoring.score import Logits
-    from imprint.tuning.train import EpochReport, Trainer
 
 
 def run(
@@ -167,110 +168,6 @@ def score_base(
     stats = read_stats(path / "stats.parquet")
     progress.base(stats, audit)
     return stats
-
-
-def resume(folder: CellFolder, trainer: Trainer) -> int:
-    """Restore the newest finished epoch and return its number; 0 where there is none."""
-    from safetensors.torch import load_file
-
-    done = folder.finished_epochs()
-    if not done:
-        return 0
-    state = folder.epoch(done) / "state.safetensors"
-    if not state.exists():
-        raise ImprintError(f"{state} is missing: delete {folder.path} and run the same command again")
-    trainer.restore(load_file(state))
-    return done
-
-
-def write_epoch(
-    folder: CellFolder, report: EpochReport, stats: TokenStats, trainer: Trainer, seconds: float, audit: Audit
-) -> None:
-    """Evidence, weights and resume state of an epoch appear together; what they replace then goes.
-
-    Weights are kept of the newest epoch and of the best one, which is what one would ship.
-    """
-    from safetensors.torch import save_file
-
-    meta = {
-        "epoch": report.epoch,
-        "training_loss": report.training_loss,
-        "tokens_trained": report.tokens,
-        "seconds_training": report.seconds,
-        "tokens_scored": audit.tokens,
-        "validation_perplexity": audit.perplexity(stats),
-        "seconds_scoring": seconds,
-    }
-    with atomic_folder(folder.epoch(report.epoch)) as path:
-        write_stats(path / "stats.parquet", stats)
-        write_json(path / "meta.json", meta)
-        save_trained(path / "adapter", trainer.model)
-        save_file(trainer.state(), path / "state.safetensors")
-    folder.drop_states(keep=report.epoch)
-    folder.drop_adapters(keep={report.epoch, folder.best_epoch()})
-
-
-def save_trained(path: Path, model: nn.Module) -> None:
-    """A PEFT adapter where the method is one; else the trained weights by name."""
-    from peft import PeftModel
-    from safetensors.torch import save_file
-
-    from imprint.tuning.models import trainable
-
-    path.mkdir()
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(path), save_embedding_layers=False)
-    else:
-        weights = {name: p.detach().cpu().contiguous() for name, p in trainable(model).items()}
-        save_file(weights, path / "trained.safetensors")
-
-
-def claim(store: Store, planned: Plan) -> None:
-    """Make the folder this recipe's own; a recipe that only adds cells or attacks may continue another's.
-
-    Raises:
-        UsageError: the folder belongs to a different recipe, or cannot be written.
-    """
-    cells = [
-        {"run_id": c.spec.run_id, "label": c.label, "base": c.base, "spec": c.spec.model_dump(mode="json")}
-        for c in planned.cells
-    ]
-    lock = {
-        "recipe": planned.recipe,
-        "attacks": list(planned.attacks),
-        "budget": planned.budget.model_dump() if planned.budget else None,
-        "cells": cells,
-    }
-    try:
-        if store.path.exists() and not store.path.is_dir():
-            raise UsageError(f"--out {store.path} is a file: expected a folder")
-        store.sweep()
-        if (store.path / "recipe.lock.json").exists():
-            _same_recipe(store, {c["run_id"] for c in cells}, planned)
-        elif store.path.is_dir() and any(store.path.iterdir()):
-            raise UsageError(f"--out {store.path} holds files that are not Imprint's: give an empty or new folder")
-        write_json(store.path / "recipe.lock.json", lock)
-    except OSError as error:
-        raise UsageError(f"--out {store.path} cannot be written ({error.strerror}): give another folder") from None
-
-
-def _same_recipe(store: Store, run_ids: set[str], planned: Plan) -> None:
-    lost = [c for c in store.lock()["cells"] if c["run_id"] not in run_ids]
-    if not lost:
-        return
-    old = RunSpec.model_validate(lost[0]["spec"]).model_dump(mode="json")
-    new = [cell.spec.model_dump(mode="json") for cell in planned.cells]
-    differ = sorted(
-        f"{part}.{key}"
-        for part in ("model", "data", "train")
-        for key in old[part]
-        if all(spec[part][key] != old[part][key] for spec in new)
-    )
-    what = ", ".join(differ) or "its methods or seeds"
-    raise UsageError(
-        f"--out {store.path} belongs to another recipe (it differs in {what}; {len(lost)} of its cells are not in this "
-        "one): give another folder"
-    )
 
 
 def _broken(stats: TokenStats | None, epoch: int) -> str:

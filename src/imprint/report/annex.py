@@ -12,7 +12,7 @@ from imprint.report import words
 from imprint.report.notes import Records, dropped_text, records, state, truncated_text
 from imprint.report.readings import Curve, Reading
 from imprint.report.tables import Row, by_base, places
-from imprint.results import FALSE_POSITIVE_RATES, Cell, Grid
+from imprint.rows import FALSE_POSITIVE_RATES, Cell, Grid
 from imprint.spec import MEASUREMENT_VERSION, canonical_json
 from imprint.store import Store
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from imprint.report import words
 from imprint.report.readings import ABSENT, UNFINISHED, Reading, needs_reference
 from imprint.report.tables import Point, Row
-from imprint.results import Grid
+from imprint.rows import Grid
 
 VERDICTS = {True: "within", False: "over", None: "cannot tell"}
 

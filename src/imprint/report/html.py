@@ -19,7 +19,7 @@ from imprint.report.panels import Panels, curve_panels, density_panels
 from imprint.report.readings import Curve, curves
 from imprint.report.tables import Row, sources, summary
 from imprint.report.verdict import budget_verdict, verdicts
-from imprint.results import Grid, load_grid, results
+from imprint.rows import Grid, load_grid, results
 from imprint.store import atomic_file
 
 _NAMED = 8

@@ -9,7 +9,7 @@ from typing import Any
 from imprint.report import words
 from imprint.report.readings import LIMITS, needs_reference
 from imprint.report.tables import Row, by_base, places
-from imprint.results import Cell, Grid
+from imprint.rows import Cell, Grid
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from imprint.report.figures import COLOURS, Series, density_chart, line_chart, v
 from imprint.report.readings import Curve, needs_reference
 from imprint.report.svg import CHARACTER, WIDTH, fit
 from imprint.report.tables import by_base, places, sources
-from imprint.results import Cell, Grid
+from imprint.rows import Cell, Grid
 from imprint.types import Floats
 
 EPOCHS = "epoch (0 = the base, untouched)"

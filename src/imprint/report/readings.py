@@ -10,7 +10,7 @@ from functools import cached_property
 import pandas as pd
 
 from imprint.attacks import ATTACKS, evidence_needed
-from imprint.results import Cell, Grid
+from imprint.rows import Cell, Grid
 from imprint.types import Interval
 
 LIMITS = {"auc": "AUC", "tpr_at_10pct_fpr": "TPR at 10% FPR", "tpr_at_1pct_fpr": "TPR at 1% FPR"}

@@ -9,7 +9,7 @@ import pandas as pd
 
 from imprint.report import words
 from imprint.report.readings import Curve, Reading, curves, keeps_budget
-from imprint.results import Cell, Grid
+from imprint.rows import Cell, Grid
 
 BASE = "base (epoch 0)"
 

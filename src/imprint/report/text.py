@@ -23,7 +23,7 @@ from imprint.report.columns import (
 )
 from imprint.report.notes import all_notes
 from imprint.report.tables import Row, summary
-from imprint.results import Grid
+from imprint.rows import Grid
 
 LAST = "At the last epoch"
 BEST = "At the epoch of best validation perplexity"

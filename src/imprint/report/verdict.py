@@ -10,7 +10,7 @@ from imprint.measures import PairedAUC, paired_auc
 from imprint.report import words
 from imprint.report.readings import Curve, needs_reference
 from imprint.report.tables import Row, by_base, places
-from imprint.results import Cell, Grid
+from imprint.rows import Cell, Grid
 from imprint.types import Floats, Interval
 
 _NAMED = 6

@@ -90,7 +90,8 @@ def from_features(model: nn.Module, records: Sequence[Encoded], budget: int) -> 
             them a resumed run, do not depend on who asks first.
         budget: tokens per forward pass, padding included.
     """
-    width = int(head_of(model).weight.shape[1])  # type: ignore[index, union-attr, arg-type]
+    weight: torch.Tensor = head_of(model).weight  # type: ignore[assignment]
+    width = weight.shape[1]
     if sum(int(r.scored.sum()) for r in records) * width * 4 > LIMIT:
         return from_texts(model)
     model.eval()

@@ -35,7 +35,7 @@ def autocast(model: nn.Module) -> AbstractContextManager[object]:
 
     The base, and whatever is tuned on top of it, are scored in the same precision, or their difference would be noise.
     """
-    dtype = base_of(model).config.dtype  # type: ignore[union-attr]
+    dtype = base_of(model).config.dtype
     if dtype not in (torch.bfloat16, torch.float16):
         return nullcontext()
     return torch.autocast(next(model.parameters()).device.type, dtype)  # type: ignore[arg-type]

@@ -1,0 +1,72 @@
+"""What an epoch leaves on disk, and how a run goes on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imprint.audit import Audit
+from imprint.errors import ImprintError
+from imprint.store import CellFolder, atomic_folder, write_json, write_stats
+from imprint.types import TokenStats
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from imprint.tuning.train import EpochReport, Trainer
+
+
+def resume(folder: CellFolder, trainer: Trainer) -> int:
+    """Restore the newest finished epoch and return its number; 0 where there is none."""
+    from safetensors.torch import load_file
+
+    done = folder.finished_epochs()
+    if not done:
+        return 0
+    state = folder.epoch(done) / "state.safetensors"
+    if not state.exists():
+        raise ImprintError(f"{state} is missing: delete {folder.path} and run the same command again")
+    trainer.restore(load_file(state))
+    return done
+
+
+def write_epoch(
+    folder: CellFolder, report: EpochReport, stats: TokenStats, trainer: Trainer, seconds: float, audit: Audit
+) -> None:
+    """Evidence, weights and resume state of an epoch appear together; what they replace then goes.
+
+    Weights are kept of the newest epoch and of the best one, which is what one would ship.
+    """
+    from safetensors.torch import save_file
+
+    meta = {
+        "epoch": report.epoch,
+        "training_loss": report.training_loss,
+        "tokens_trained": report.tokens,
+        "seconds_training": report.seconds,
+        "tokens_scored": audit.tokens,
+        "validation_perplexity": audit.perplexity(stats),
+        "seconds_scoring": seconds,
+    }
+    with atomic_folder(folder.epoch(report.epoch)) as path:
+        write_stats(path / "stats.parquet", stats)
+        write_json(path / "meta.json", meta)
+        save_trained(path / "adapter", trainer.model)
+        save_file(trainer.state(), path / "state.safetensors")
+    folder.drop_states(keep=report.epoch)
+    folder.drop_adapters(keep={report.epoch, folder.best_epoch()})
+
+
+def save_trained(path: Path, model: nn.Module) -> None:
+    """A PEFT adapter where the method is one; else the trained weights by name."""
+    from peft import PeftModel
+    from safetensors.torch import save_file
+
+    from imprint.tuning.models import trainable
+
+    path.mkdir()
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(path), save_embedding_layers=False)
+    else:
+        weights = {name: p.detach().cpu().contiguous() for name, p in trainable(model).items()}
+        save_file(weights, path / "trained.safetensors")

@@ -1,0 +1,58 @@
+"""An output folder belongs to one recipe: written down before anything else, checked before anything is added."""
+
+from __future__ import annotations
+
+import yaml
+
+from imprint import __version__
+from imprint.errors import UsageError
+from imprint.recipe import Plan
+from imprint.store import PART, Store, write_json, write_text
+
+
+def claim(store: Store, planned: Plan) -> None:
+    """Make the folder this recipe's own; a recipe that only adds cells or attacks may continue another's.
+
+    Raises:
+        UsageError: the folder belongs to a different recipe, or cannot be written.
+    """
+    cells = [
+        {"run_id": c.spec.run_id, "label": c.label, "base": c.base, "spec": c.spec.model_dump(mode="json")}
+        for c in planned.cells
+    ]
+    lock = {
+        "imprint": __version__,
+        "recipe": planned.recipe,
+        "attacks": list(planned.attacks),
+        "budget": planned.budget.model_dump() if planned.budget else None,
+        "cells": cells,
+    }
+    try:
+        if store.path.exists() and not store.path.is_dir():
+            raise UsageError(f"--out {store.path} is a file: expected a folder")
+        if (store.path / "recipe.lock.json").exists():
+            _same_recipe(store, planned)
+            store.sweep()
+        elif store.path.is_dir() and any(not file.name.endswith(PART) for file in store.path.iterdir()):
+            raise UsageError(f"--out {store.path} holds files that are not Imprint's: give an empty or new folder")
+        write_json(store.path / "recipe.lock.json", lock)
+        write_text(store.path / "recipe.yaml", yaml.safe_dump(planned.recipe, sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise UsageError(f"--out {store.path} cannot be written ({error.strerror}): give another folder") from None
+
+
+def _same_recipe(store: Store, planned: Plan) -> None:
+    run_ids = {cell.spec.run_id for cell in planned.cells}
+    lost = [c for c in store.lock()["cells"] if c["run_id"] not in run_ids]
+    if not lost:
+        return
+    old = lost[0]["spec"]
+    new = [cell.spec.model_dump(mode="json") for cell in planned.cells]
+    differ = []
+    for part in ("model", "data", "train"):
+        differ += [f"{part}.{key}" for key in old[part] if all(spec[part].get(key) != old[part][key] for spec in new)]
+    what = ", ".join(differ) or "its methods or seeds"
+    raise UsageError(
+        f"--out {store.path} belongs to another recipe (it differs in {what}; {len(lost)} of its cells are not in this "
+        "one): give another folder"
+    )
