@@ -15,7 +15,7 @@ import copy
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +119,3 @@ def recipe(gpt2: Path, data: Path) -> Callable[..., dict[str, Any]]:
         return document
 
     return made
-
-
-@pytest.fixture(autouse=True)
-def _same_random_state() -> Iterator[None]:
-    """A test must not depend on which tests ran before it; torch is seeded only where it is loaded anyway."""
-    import sys
-
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
-    yield

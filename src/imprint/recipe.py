@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping
@@ -126,10 +127,11 @@ def _text(path: Path) -> str:
 def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UsageError(f"{where}{line}: not valid YAML ({reason})") from None
 
 
 def _copy(node: Any) -> Any:
@@ -165,9 +167,7 @@ def plan(document: Mapping[str, Any], dtype_of: Any = None) -> Plan:
         if key not in KEYS:
             raise UsageError(f"recipe: {unknown('key', str(key), KEYS)}")
     attacks = _attacks(document.get("attacks"))
-    budget = validated(Budget, document["budget"], "budget") if document.get("budget") is not None else None
-    if budget and budget.attack and budget.attack not in attacks:
-        raise UsageError(f"budget.attack: {unknown('attack', budget.attack, attacks)}")
+    budget = _budget(document["budget"], attacks) if document.get("budget") is not None else None
     axes = {key: value for key, value in document.items() if key not in ("attacks", "budget")}
     axes.setdefault("method", list(PAPER_METHODS))
     cells: dict[str, PlannedCell] = {}
@@ -178,12 +178,22 @@ def plan(document: Mapping[str, Any], dtype_of: Any = None) -> Plan:
     return Plan(dict(document), _labelled(list(cells.values())), attacks, budget)
 
 
+def _budget(given: Any, attacks: tuple[str, ...]) -> Budget:
+    budget = validated(Budget, given, "budget")
+    limits = budget.model_dump(exclude={"attack"})
+    if not any(limit is not None for limit in limits.values()):
+        raise UsageError(f"budget: it sets no limit; give one of {', '.join(limits)}")
+    if budget.attack and budget.attack not in attacks:
+        raise UsageError(f"budget.attack: {unknown('attack', budget.attack, attacks)}")
+    return budget
+
+
 def _attacks(given: Any) -> tuple[str, ...]:
     names = list(ATTACKS) if given is None else [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not names:
         raise UsageError(f"attacks: expected a list of names ({', '.join(ATTACKS)})")
     for name in names:
-        if name not in ATTACKS:
+        if not isinstance(name, str) or name not in ATTACKS:
             raise UsageError(f"attacks: {unknown('attack', str(name), ATTACKS)}")
     return tuple(dict.fromkeys(names))
 
@@ -250,36 +260,24 @@ def _labelled(cells: list[PlannedCell]) -> tuple[PlannedCell, ...]:
     """Labels that name the method and those of its settings that differ within the grid."""
 
     def settings(cell: PlannedCell) -> dict[str, Any]:
-        train = {key: value for key, value in cell.spec.train.model_dump().items() if value is not None}
-        return {**cell.spec.method.options, **train}
+        train = cell.spec.train.model_dump(exclude={"learning_rate"})
+        options = dict(cell.spec.method.options)
+        if options.get("alpha") == 2 * options.get("rank", 0):
+            options.pop("alpha")  # the default, which follows the rank
+        return {**options, **train}
 
-    varying: dict[str, set[str]] = {}
-    for cell in cells:
-        seen = [
-            settings(other) for other in cells if other.spec.method.name == cell.spec.method.name and _peer(other, cell)
+    def label(cell: PlannedCell) -> str:
+        # a learning rate that follows the model's width is no axis, so cells are compared within one model
+        peers = [
+            settings(other)
+            for other in cells
+            if (other.spec.model, other.spec.method.name) == (cell.spec.model, cell.spec.method.name)
         ]
-        keys = {key for one in seen for key in one if any(other.get(key) != one[key] for other in seen)}
-        varying[cell.spec.run_id] = keys - ({"alpha"} if "rank" in keys else set())
-    return tuple(
-        PlannedCell(
-            cell.spec,
-            " ".join(
-                [
-                    cell.spec.method.name,
-                    *(f"{k}={_short(v)}" for k, v in settings(cell).items() if k in varying[cell.spec.run_id]),
-                ]
-            ),
-            cell.base,
-            cell.located,
-            cell.pool,
-        )
-        for cell in cells
-    )
+        own = settings(cell)
+        varying = [key for key in own if any(peer.get(key) != own[key] for peer in peers)]
+        return " ".join([cell.spec.method.name, *(f"{key}={_short(own[key])}" for key in varying)])
 
-
-def _peer(a: PlannedCell, b: PlannedCell) -> bool:
-    """Same model: a learning rate that follows the model's width is no axis of the grid."""
-    return a.spec.model == b.spec.model
+    return tuple(dataclasses.replace(cell, label=label(cell)) for cell in cells)
 
 
 def _short(value: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -200,12 +200,13 @@ def validated(kind: type[Model], document: Any, where: str) -> Model:
 
 
 def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])  # of a union: the mapping's own
     path = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "Columns", "function-"))]
-    key = ".".join([where, *path]) if where else ".".join(path)
+    key = ".".join([where, *path] if where else path)
     if first["type"] == "extra_forbidden":
-        owner = _owner(kind, path[:-1])
-        return f"{where or 'recipe'}: {unknown('key', key, owner)}" if owner else f"unknown key {key!r}"
+        place = ".".join([where, *path[:-1]] if where else path[:-1]) or "recipe"
+        return f"{place}: {unknown('key', path[-1], _owner(kind, path[:-1]))}"
     if first["type"] == "missing":
         return f"{key or where}: this key is required and missing"
     given = first.get("input")
@@ -215,8 +216,7 @@ def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
 def _owner(kind: type[BaseModel], path: list[str]) -> list[str]:
     """The keys that the record at `path` knows."""
     for part in path:
-        annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        kind = annotation
+        annotation = kind.model_fields[part].annotation
+        choices = [annotation, *get_args(annotation)]
+        kind = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
     return list(kind.model_fields)

@@ -71,6 +71,11 @@ def locate(spec: ModelSpec) -> Located:
         raise ModelError(f"{config_file} cannot be read as JSON ({error})") from None
     if not isinstance(config, dict):
         raise ModelError(f"{config_file} should hold a JSON object, not {type(config).__name__}")
+    if (path / "adapter_config.json").exists():
+        raise ModelError(
+            f"{path} holds a PEFT adapter (adapter_config.json), which would be applied unasked: "
+            "give the base model's folder"
+        )
     if not any(path.glob("*.safetensors")):
         pickled = sorted(file.name for pattern in _PICKLED for file in path.glob(pattern))
         found = (
@@ -115,7 +120,7 @@ def _snapshot(spec: ModelSpec) -> Path:
 def _fingerprint(path: Path) -> str:
     names = {
         file.name
-        for pattern in ("config.json", "*.safetensors", *_TOKENIZER_FILES)
+        for pattern in ("config.json", "*.safetensors", "*.safetensors.index.json", *_TOKENIZER_FILES)
         for file in path.glob(pattern)
         if file.is_file()
     }

@@ -154,12 +154,12 @@ def _p_tuning(model: nn.Module, options: dict[str, Any]) -> nn.Module:
 
 
 METHODS: dict[str, Method] = {
-    "full": Method(Options, _full, rate=1e-3, scaled=True),
-    "head": Method(Options, _head, rate=5e-3, scaled=True),
+    "full": Method(Options, _full, rate=5e-4, scaled=True),
+    "head": Method(Options, _head, rate=2e-3, scaled=True),
     "lora": Method(LoraOptions, _lora, rate=5e-3, scaled=True),
-    "prefix": Method(InitOptions, _prefix, rate=2e-2, scaled=False),
-    "prompt": Method(InitOptions, _prompt, rate=2e-2, scaled=False),
-    "p_tuning": Method(PTuningOptions, _p_tuning, rate=5e-3, scaled=False),
+    "prefix": Method(InitOptions, _prefix, rate=1e-1, scaled=False),
+    "prompt": Method(InitOptions, _prompt, rate=1e-1, scaled=False),
+    "p_tuning": Method(PTuningOptions, _p_tuning, rate=2e-2, scaled=False),
 }
 
 

@@ -1,0 +1,229 @@
+"""Which tokens of a text are trained on and scored, and that batching and padding lose none of them."""
+
+from __future__ import annotations
+
+import zlib
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imprint.audit import prepare
+from imprint.data import Pool
+from imprint.data.tokens import Encoded, Encoder, batches, pad
+from imprint.errors import DataError
+from imprint.scoring.score import token_stats
+from imprint.spec import DataSpec
+from imprint.types import Example
+from tests.conftest import tokenizer as make_tokenizer
+from tests.tiny_models import build
+
+LONG = 1000
+
+
+@cache
+def tokenizer(bos=False):
+    """Building one takes a tenth of a second."""
+    return make_tokenizer(bos)
+
+
+def encode(prompt, target, max_length=LONG, bos=False, overlong="truncate"):
+    return Encoder(tokenizer(bos), max_length, overlong)(Example("x", prompt, target))
+
+
+def ids_of(text, bos=False):
+    return tokenizer(bos)(text, add_special_tokens=False).input_ids
+
+
+def scored_text(record, bos=False):
+    return tokenizer(bos).decode(record.ids[record.scored])
+
+
+# ---- what is scored ----
+
+
+def test_plain_text_without_bos_starts_with_its_second_token():
+    record = encode("", "the quick fox")
+    assert record.ids.tolist() == ids_of("the quick fox")
+    assert record.scored.tolist() == [False, *[True] * (len(record) - 1)]
+
+
+def test_plain_text_with_bos_is_scored_whole():
+    record = encode("", "the quick fox", bos=True)
+    assert record.ids.tolist() == [tokenizer(True).bos_token_id, *ids_of("the quick fox")]
+    assert scored_text(record, bos=True) == "the quick fox"
+
+
+def test_plain_text_ends_without_eos():
+    assert tokenizer().eos_token_id not in encode("", "the fox").ids
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_prompt_is_context_and_its_target_ends_with_eos(bos):
+    record = encode("the quick:", " lazy dog", bos=bos)
+    assert scored_text(record, bos) == " lazy dog</s>"
+    assert not record.scored[0]
+    assert (~record.scored).sum() == bos + len(ids_of("the quick:"))
+
+
+def test_a_token_across_the_boundary_belongs_to_the_target():
+    """` fox` is one token, ` fo` another: the prompt's last one does not occur in the whole text."""
+    assert ids_of("the fo")[-1] not in ids_of("the fox dog")
+    record = encode("the fo", "x dog")
+    assert record.ids.tolist() == [*ids_of("the fox dog"), tokenizer().eos_token_id]
+    assert scored_text(record) == " fox dog</s>"
+
+
+def test_a_prompt_that_merges_with_the_target_altogether_leaves_no_context():
+    record = encode("th", "e fox")
+    assert record.ids.tolist() == [*ids_of("the fox"), tokenizer().eos_token_id]
+    assert record.scored.tolist() == [False, *[True] * (len(record) - 1)]
+
+
+def test_no_token_is_special_inside_a_text():
+    """Id 0 fills padding elsewhere, EOS often does: inside a text both are tokens like others."""
+    text = "!!! fox </s> dog ! </s>"
+    ids = ids_of(text)
+    assert ids.count(0) == 4
+    assert ids.count(tokenizer().eos_token_id) == 2
+    record = encode("", text)
+    assert record.scored.sum() == len(ids) - 1
+    longer = encode("", text + " the the the the")
+    padded, mask = pad([record, longer])
+    assert mask[0].sum() == len(ids) - 1
+    assert padded[0, : len(ids)].tolist() == ids
+    small = [Encoded(r.id, r.ids % 61, r.scored, 9) for r in (record, longer)]
+    stats = token_stats(build("gpt2"), small, LONG)
+    np.testing.assert_array_equal(stats.lengths, [len(ids) - 1, longer.scored.sum()])
+
+
+def test_one_token_without_bos_is_not_usable():
+    alone = Example("x", "", "!")
+    assert Encoder(tokenizer(), LONG).usable(alone) is not None
+    assert Encoder(tokenizer(True), LONG).usable(alone) is None
+    assert Encoder(tokenizer(), LONG).usable(Example("x", "", "!!")) is None
+
+
+def test_unusable_records_are_passed_over_and_counted():
+    texts = tuple(Example(str(n), "", text) for n, text in enumerate(["!", "?", *(f"dog {n} fox" for n in range(16))]))
+    sizes = DataSpec(source="x", members=4, nonmembers=4, validation=4, tune_on=4, max_length=LONG)
+    audits = [prepare(Pool("x", {"all": texts}), sizes, seed, tokenizer()) for seed in range(9)]
+    for audit in audits:
+        assert len(audit.scored) == 12
+        assert not {"0", "1"} & {record.id for record in (*audit.scored, *audit.tuned)}
+    counted = {sum(audit.dropped.values()) for audit in audits}  # only those that a draw met
+    assert counted <= {0, 1, 2}
+    assert len(counted) > 1
+
+
+@given(prompt=st.text("the quickfox!:\n", max_size=30), target=st.text("the quickfox!:\n", min_size=1, max_size=30))
+def test_the_scored_tokens_hold_the_whole_target_and_at_most_one_token_of_the_prompt(prompt, target):
+    record = encode(prompt, target, bos=True)
+    found = scored_text(record, bos=True).removesuffix("</s>") if prompt else scored_text(record, bos=True)
+    assert found.endswith(target)
+    assert (prompt + target).endswith(found)
+    straddling = tokenizer().decode(record.ids[record.scored][:1])
+    assert len(found) - len(target) < max(len(straddling), 1)
+
+
+# ---- what is too long ----
+
+
+def test_prompts_lose_their_beginning_first():
+    prompt, target = "the quick fox jumps over: ", "lazy dog"
+    whole = encode(prompt, target)
+    wanted = int(whole.scored.sum())
+    record = encode(prompt, target, max_length=wanted + 3)
+    assert record.cut == "prompt"
+    assert record.ids.tolist() == whole.ids[-wanted - 3 :].tolist()
+    assert record.scored.tolist() == [False] * 3 + [True] * wanted
+    assert record.zlib_bytes == whole.zlib_bytes
+
+
+def test_bos_stays_when_a_prompt_is_cut():
+    record = encode("the quick fox jumps over: ", "lazy dog", max_length=9, bos=True)
+    assert record.ids[0] == tokenizer(True).bos_token_id
+    assert len(record) == 9
+
+
+def test_targets_lose_their_end_and_the_eos():
+    whole = encode("a fox: ", "the lazy dog jumps over the quick fox")
+    record = encode("a fox: ", "the lazy dog jumps over the quick fox", max_length=4)
+    assert record.cut == "target"
+    assert record.ids.tolist() == whole.ids[whole.scored][:4].tolist()
+    assert record.scored.tolist() == [False, True, True, True]  # no prompt is left, so the first has nothing before it
+    assert tokenizer().eos_token_id not in record.ids
+    kept = tokenizer().decode(record.ids)
+    assert record.zlib_bytes == len(zlib.compress(kept.encode()))
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@given(
+    prompt=st.text("the quickfox!:", max_size=40),
+    target=st.text("the quickfox!:", min_size=1, max_size=40),
+    max_length=st.integers(2, 40),
+)
+def test_nothing_is_ever_longer_than_max_length(bos, prompt, target, max_length):
+    whole, record = encode(prompt, target, bos=bos), encode(prompt, target, max_length, bos)
+    assert len(record) == min(len(whole), max_length)
+    assert bool(record.cut) == (len(whole) > max_length)
+    assert not record.scored[0]
+
+
+def test_refusing_names_the_record_and_both_lengths():
+    text = "the quick fox jumps over the lazy dog"
+    length = len(ids_of(text))
+    assert encode("", text, length, overlong="refuse").cut == ""
+    with pytest.raises(DataError, match=rf"'x' has {length} tokens.*{length - 1}"):
+        encode("", text, length - 1, overlong="refuse")
+
+
+def test_cuts_are_counted():
+    texts = tuple(Example(str(n), "fox ! " * n, f"dog {n} fox") for n in range(12))
+    sizes = DataSpec(source="x", members=4, nonmembers=4, validation=4, tune_on=4, max_length=10)
+    audit = prepare(Pool("x", {"all": texts}), sizes, 0, tokenizer())
+    by_hand = [encode("fox ! " * n, f"dog {n} fox", 10).cut for n in range(12)]
+    assert audit.summary()["truncated"] == {part: by_hand.count(part) for part in ("prompt", "target")}
+    assert by_hand.count("prompt") > 0
+
+
+# ---- zlib ----
+
+
+@pytest.mark.parametrize("prompt", ["", "the fox: "])
+def test_zlib_measures_the_scored_text_only(prompt):
+    target = " ünïcode dog " * 3
+    assert encode(prompt, target).zlib_bytes == len(zlib.compress(target.encode("utf-8")))
+
+
+# ---- batches ----
+
+
+@given(lengths=st.lists(st.integers(1, 200), max_size=60), budget=st.integers(1, 500))
+def test_batches_hold_every_position_once_within_the_budget(lengths, budget):
+    groups = batches(lengths, budget)
+    assert sorted(n for group in groups for n in group) == list(range(len(lengths)))
+    for group in groups:
+        padded = max(lengths[n] for n in group) * len(group)
+        assert padded <= budget or len(group) == 1
+    sizes = [lengths[n] for group in groups for n in group]
+    assert sizes == sorted(sizes, reverse=True)  # alike in length: little padding; longest first: memory fails early
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=2, max_size=40), budget=st.integers(50, 500))
+def test_batches_are_no_smaller_than_they_must_be(lengths, budget):
+    """The next text would not have fitted: of the sizes in descending order, the longest decides."""
+    groups = batches(lengths, budget)
+    for before in groups[:-1]:
+        assert lengths[before[0]] * (len(before) + 1) > budget
+
+
+def test_padding_is_on_the_right_and_never_scored():
+    records = [encode("", "the fox"), encode("", "the quick fox jumps over the dog")]
+    ids, scored = pad(records)
+    for n, record in enumerate(records):
+        np.testing.assert_array_equal(ids[n, : len(record)], record.ids)
+        np.testing.assert_array_equal(scored[n, : len(record)], record.scored)
+        assert not scored[n, len(record) :].any()
