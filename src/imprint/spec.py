@@ -166,7 +166,11 @@ class RunSpec(Strict):
 
 
 class Runtime(Strict):
-    """The how: nothing here may change a number by more than float rounding."""
+    """The how: nothing here may change a number by more than float rounding.
+
+    One exception: where a method has dropout (`full` on a model configured for it, `lora.dropout`), `token_budget`
+    decides which masks are drawn.
+    """
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""

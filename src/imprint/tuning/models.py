@@ -123,6 +123,22 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def training_mode(model: nn.Module) -> None:
+    """Dropout for what trains, none for a frozen base: that is a fixed function, whose noise would only be noise.
+
+    It would also draw other masks when the memory, and with it the packing, is another.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model.train()
+    base = base_of(model)
+    tuners = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
+    if not all(parameter.requires_grad for parameter in base.parameters()):
+        base.eval()
+    for module in tuners:
+        module.train()
+
+
 def only_head_trains(model: nn.Module) -> bool:
     """Whether the backbone and its inputs stay as they are, so that hidden states can be computed once."""
     head = {id(parameter) for parameter in head_of(model).parameters()}

@@ -59,7 +59,7 @@ def _named(placement: str, modules: list[str], experts: list[str]) -> tuple[list
     def match(paths: list[str], name: str) -> list[str]:
         return [path for path in paths if path == name or path.endswith(f".{name}")]
 
-    for name in wanted:
+    for name in wanted or [placement]:
         if not match(modules + experts, name):
             raise UsageError(
                 f"method.lora.placement: {name!r} is neither one of {', '.join(PLACEMENTS)} nor a matrix of this model "

@@ -21,7 +21,7 @@ from torch import nn
 from imprint.data.tokens import Encoded, batches
 from imprint.scoring.score import Logits, from_texts
 from imprint.spec import TrainSpec
-from imprint.tuning.models import only_head_trains, trainable
+from imprint.tuning.models import trainable, training_mode
 
 State = dict[str, torch.Tensor]
 
@@ -80,7 +80,7 @@ class Trainer:
         started, total, scored, tokens = time.perf_counter(), 0.0, 0, 0
         torch.manual_seed(_seed(self.seed, number))
         order = np.random.default_rng([self.seed, number]).permutation(len(self.records))
-        self.model.train(not only_head_trains(self.model))  # a backbone that stays as it is has no use for dropout
+        training_mode(self.model)
         for step in range(self.steps):
             chosen = order[step * self.spec.batch_size : (step + 1) * self.spec.batch_size]
             rate = self.peak * schedule(self.spec, (number - 1) * self.steps + step, self.spec.epochs * self.steps)
@@ -122,15 +122,16 @@ class Trainer:
     @torch.no_grad()
     def restore(self, state: State) -> None:
         """The inverse of `state`."""
+        moments: dict[str, State] = {name: {} for name in self.parameters}
+        for key, value in state.items():
+            if key.startswith("optimizer/"):
+                _, kind, name = key.split("/", 2)
+                moments[name][kind] = value
         for name, parameter in self.parameters.items():
             parameter.copy_(state[f"weights/{name}"])
-            kinds = {key.split("/", 2)[1] for key in state if key.startswith("optimizer/")}
-            self.optimizer.state[parameter] = {
-                kind: state[f"optimizer/{kind}/{name}"].to(
-                    "cpu" if kind == "step" and not _fusable(self.model) else parameter.device
-                )
-                for kind in kinds
-            }
+        document = self.optimizer.state_dict()  # parameters by their place; without moments where none had a gradient
+        document["state"] = {place: one for place, one in enumerate(moments.values()) if one}
+        self.optimizer.load_state_dict(document)
 
 
 def train(trainer: Trainer, done: int = 0, progress: Callable[[int], None] | None = None) -> Iterator[EpochReport]:
