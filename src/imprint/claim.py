@@ -43,7 +43,8 @@ def claim(store: Store, planned: Plan) -> None:
 
 def _same_recipe(store: Store, planned: Plan) -> None:
     run_ids = {cell.spec.run_id for cell in planned.cells}
-    lost = [c for c in store.lock()["cells"] if c["run_id"] not in run_ids]
+    orphans = [c for c in store.lock()["cells"] if c["run_id"] not in run_ids]
+    lost = [c for c in orphans if store.cell(c["run_id"]).path.exists()]  # nothing measured is nothing lost
     if not lost:
         return
     old = lost[0]["spec"]

@@ -157,6 +157,7 @@ def write_results(grid: Grid) -> pd.DataFrame:
         for cell in grid.cells:
             if not (cell.base / "stats.parquet").exists():
                 continue
+            cell.folder.verify()
             for epoch in range(cell.epochs + 1):
                 evidence = _scores(cell, epoch, grid.attacks)
                 scores.write_table(_score_table(cell, epoch, evidence))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,14 @@ from imprint.claim import claim
 from imprint.errors import ImprintError, UsageError
 from imprint.progress import Progress
 from imprint.recipe import Plan, PlannedCell, plan, read_recipe
-from imprint.rows import load_grid, write_results
+from imprint.rows import Grid, load_grid, write_results
 from imprint.spec import MethodSpec, Runtime
 from imprint.store import Store, atomic_folder, read_stats, write_json, write_stats, write_table
 from imprint.tuning.methods import METHODS
 from imprint.types import TokenStats
+
+LARGEST_LOSS = 700.0
+"""Nats per token of one record, beyond which its perplexity is no float: such a model has diverged."""
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +66,7 @@ def run(
     for number, cell in enumerate(planned.cells):
         folder = store.cell(cell.spec.run_id)
         if folder.done:
+            folder.drop_states(keep=0)  # a run killed in its last moment leaves one
             progress.note(f"{cell.label}: already done")
             continue
         progress.cell(cell.label, number + 1, len(planned.cells))
@@ -72,7 +77,24 @@ def run(
         except ImprintError as error:
             folder.fail(str(error))
             progress.note(f"{cell.label}: failed: {error}")
-    return write_results(load_grid(store.path))
+        except Exception as error:  # out of memory, for one: the other cells may still fit
+            reason = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+            folder.fail(reason, traceback.format_exc())
+            progress.note(f"{cell.label}: failed: {reason} (traceback in {folder.path / 'failed.json'})")
+    return finish(load_grid(store.path))
+
+
+def finish(grid: Grid) -> pd.DataFrame:
+    """Recompute the results of everything that has evidence.
+
+    Raises:
+        ImprintError: no cell of the grid finished; the reason is the first one's.
+    """
+    frame = write_results(grid)
+    outcomes = [cell.outcome for cell in grid.cells]
+    if all(outcome["status"] == "failed" for outcome in outcomes):
+        raise ImprintError(f"no cell of {grid.path} finished: {outcomes[0]['reason']}")
+    return frame
 
 
 def run_cell(cell: PlannedCell, audit: Audit, store: Store, runtime: Runtime, progress: Progress) -> None:
@@ -174,5 +196,8 @@ def _broken(stats: TokenStats | None, epoch: int) -> str:
     """Why the scores cannot be used, or ""."""
     if stats is None:
         return ""
-    bad = int((~np.isfinite(stats.logp) | ~np.isfinite(stats.std)).sum())
-    return f"{bad:,} of {len(stats.logp):,} token scores stopped being finite in epoch {epoch}" if bad else ""
+    if bad := int((~np.isfinite(stats.logp) | ~np.isfinite(stats.std)).sum()):
+        return f"{bad:,} of {len(stats.logp):,} token scores are not finite in epoch {epoch}"
+    if (loss := float(stats.nll.max())) > LARGEST_LOSS:
+        return f"a record's loss reached {loss:.0f} nats per token in epoch {epoch}"
+    return ""

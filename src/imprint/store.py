@@ -177,6 +177,19 @@ class CellFolder:
         (self.path / "failed.json").unlink(missing_ok=True)
         self.drop_states(keep=0)
 
+    def verify(self) -> None:
+        """Compare the evidence of a complete cell with its checksums.
+
+        Raises:
+            ImprintError: a file is missing or not what was measured.
+        """
+        for name, digest in self.outcome().get("sha256", {}).items():
+            file = self.path / name
+            if not file.exists() or checksum(file) != digest:
+                raise ImprintError(
+                    f"{file} is not what was measured: delete {self.path} and run the same command again"
+                )
+
     def best_epoch(self) -> int:
         """The finished epoch of lowest validation perplexity, the earliest where several are; 0 where none is."""
         epochs = range(1, self.finished_epochs() + 1)
@@ -188,8 +201,8 @@ class CellFolder:
             if folder.parent not in {self.epoch(number) for number in keep}:
                 shutil.rmtree(folder)
 
-    def fail(self, reason: str) -> None:
-        write_json(self.path / "failed.json", {"status": "failed", "reason": reason})
+    def fail(self, reason: str, traceback: str = "") -> None:
+        write_json(self.path / "failed.json", {"status": "failed", "reason": reason, "traceback": traceback})
 
     def drop_states(self, keep: int) -> None:
         """Delete the resume state of every epoch but `keep`."""

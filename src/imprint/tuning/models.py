@@ -47,12 +47,35 @@ def load_model(located: Located, dtype: str, device: torch.device) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            located.path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, local_files_only=True
+        model, info = AutoModelForCausalLM.from_pretrained(
+            located.path,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except Exception as error:  # the library raises many kinds; each means that this folder is no usable model
         raise ModelError(f"model {located.path} cannot be loaded: {_first_line(error)}") from None
-    return model.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"model {located.path} lacks {len(missing)} weights, which would be random ({', '.join(missing[:3])}): "
+            "it is damaged or no causal language model"
+        )
+    model = model.to(device).eval().requires_grad_(False)
+    _check_causal(model)
+    return model  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _check_causal(model: nn.Module) -> None:
+    """What comes later must not change what is predicted: some encoders load as causal models and look both ways."""
+    device = next(model.parameters()).device
+    one, other = (torch.tensor([[1, 2, last]], device=device) for last in (1, 2))
+    first, second = (model(input_ids=ids, use_cache=False).logits[0].float() for ids in (one, other))
+    change = (first - second).abs().amax(-1)  # [T]: rounding at most before the last position, a lot at it
+    if change[:2].max() > 0.02 * change[2]:
+        raise ModelError(f"{type(model).__name__} is not causal: later tokens change what it predicts for earlier ones")
 
 
 def load_tokenizer(located: Located) -> Any:
