@@ -279,6 +279,19 @@ def test_a_recipe_that_failed_before_anything_was_measured_may_be_corrected(reci
     assert set(frame.epoch) == {0, 1}
 
 
+def test_a_method_that_failed_may_be_left_out(recipe, tmp_path, monkeypatch):
+    """Nothing of it was measured, so nothing is lost."""
+
+    def broken(model, options):
+        raise ValueError("no cache")
+
+    whole = METHODS["prompt"]
+    monkeypatch.setitem(METHODS, "prompt", type(whole)(whole.options, broken, whole.rate, whole.scaled))
+    imprint.run(recipe(method=["prompt", "head"]), tmp_path / "out")
+    frame = imprint.run(recipe(method=["head"]), tmp_path / "out")
+    assert set(frame.method) == {"head"}
+
+
 def test_a_foreign_folder_is_left_alone(recipe, tmp_path):
     (tmp_path / "sub").mkdir()
     precious = [tmp_path / "notes.txt", tmp_path / ".film.mkv.part", tmp_path / "sub" / ".letter.part"]
@@ -414,8 +427,7 @@ CRASHES = """
 import json, os, pathlib, signal, sys, time
 document, folder = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2])
 import accelerate, peft, torch, transformers
-import imprint.runs, imprint.scoring.features, imprint.tuning.train
-transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.GPT2LMHeadModel
+import imprint.runs
 torch.set_num_threads(1)
 
 def life(name, dies_at=None, first=False):
@@ -435,8 +447,8 @@ def life(name, dies_at=None, first=False):
                 os._exit(9)
             return result
         return changed
-    for name_of in ("replace", "rename", "unlink"):
-        setattr(pathlib.Path, name_of, mortal(getattr(pathlib.Path, name_of)))
+    for operation in ("replace", "rename", "unlink"):
+        setattr(pathlib.Path, operation, mortal(getattr(pathlib.Path, operation)))
     try:
         imprint.runs.run(document, folder / name)
     except BaseException:
@@ -448,14 +460,16 @@ def life(name, dies_at=None, first=False):
 def ended(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
+started = time.perf_counter()
 codes = {"straight": [ended(life("straight"))], "steps": [], "killed": []}
+whole = time.perf_counter() - started
 for n in range(80):  # each life gets a little further
-    codes["steps"].append(ended(life("steps", dies_at=3 + n % 23, first=n % 2 == 0)))
+    codes["steps"].append(ended(life("steps", dies_at=4 + 5 * n % 15, first=n % 2 == 0)))
     if codes["steps"][-1] != 9:
         break
-for delay in (0.1, 0.25, 0.45, 0.3, 0.6, 0.2):
+for share in (0.15, 0.3, 0.45, 0.6, 0.4):
     pid = life("killed")
-    time.sleep(delay)
+    time.sleep(share * whole)
     os.kill(pid, signal.SIGKILL)
     codes["killed"].append(ended(pid))
 codes["killed"].append(ended(life("killed")))

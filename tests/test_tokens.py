@@ -189,6 +189,19 @@ def test_cuts_are_counted():
     assert by_hand.count("prompt") > 0
 
 
+def test_texts_made_equal_by_cutting_do_not_stand_on_both_sides():
+    """Ten letters on the same letterhead: what is left of them at this length is the same text."""
+    texts = tuple(Example(str(n), "", f"{'the quick fox ' * 4}{n} {chr(97 + n) * 40}") for n in range(10))
+    others = tuple(Example(f"o{n}", "", f"lazy dog {n} jumps over {n * n} lazy foxes") for n in range(20))
+    sizes = DataSpec(source="x", members=6, nonmembers=6, validation=2, tune_on=6, max_length=8)
+    for seed in range(5):
+        audit = prepare(Pool("x", {"all": texts + others}), sizes, seed, tokenizer())
+        sides: dict[bytes, set[str]] = {}
+        for record, role in zip(audit.scored, audit.roles, strict=True):
+            sides.setdefault(record.ids.tobytes(), set()).add(role)
+        assert all(len(roles) == 1 for roles in sides.values())
+
+
 # ---- zlib ----
 
 

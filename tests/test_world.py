@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+import imprint
 from imprint.data import world
 from imprint.data.tokens import Encoder
 from imprint.errors import UsageError
 from imprint.scoring.score import token_stats
 from imprint.spec import ModelSpec
 from imprint.tuning.locate import TINY, locate, shipped
+from imprint.tuning.methods import METHODS
 from imprint.tuning.models import load_model, load_tokenizer
 
 SIZES = ("gpt2-small", "gpt2-medium", "gpt2-large")
@@ -93,3 +95,20 @@ def test_each_larger_model_reads_clearly_better():
     assert medium < 0.95 * small
     assert large < 0.95 * medium
     assert held_out("tiny/llama-medium") < 0.95 * small
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_learns_with_its_defaults(method, tmp_path):
+    """Validation perplexity falls clearly below the base's, and the base cannot tell members from non-members."""
+    recipe = {
+        "model": "tiny/gpt2-small",
+        "data": {"source": "world/customers", "members": 160, "nonmembers": 60, "validation": 60},
+        "method": method,
+        "train": {"epochs": 5},
+        "attacks": ["loss"],
+    }
+    frame = imprint.run(recipe, tmp_path / "out")
+    perplexity = frame[frame.metric == "perplexity"].set_index("epoch").value
+    assert perplexity.loc[1:].min() < 0.95 * perplexity.loc[0]
+    control = frame[(frame.metric == "auc") & (frame.epoch == 0)].iloc[0]
+    assert control.low < 0.5 < control.high
