@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -129,6 +130,17 @@ def test_report_recomputes_what_run_wrote(imprint):
     ended = imprint("report", imprint.out, "--markdown")
     assert ended.out.startswith("**At the last epoch**")
     assert ended.err == ""
+
+
+def test_a_terminal_without_umlauts_costs_no_run(imprint, monkeypatch):
+    """A log file of a cluster job may be ASCII; what it cannot show must not end the command with a traceback."""
+    imprint.out = imprint.folder / "grün"
+    assert imprint.run().code == 0
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert imprint("report", imprint.out).code == 0
+    narrow.flush()
+    assert b"gr?n" in narrow.buffer.getvalue() or b"gr\\xfcn" in narrow.buffer.getvalue()
 
 
 # ---- the command itself ----

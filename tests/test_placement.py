@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 
 import pytest
+import transformers
+from torch import nn
 
 from imprint.errors import UsageError
 from imprint.spec import MethodSpec
@@ -103,6 +105,38 @@ def test_head_embeddings_norms_and_routers_are_never_targets(architecture):
         if "Router" in kind or "Norm" in kind or "Embedding" in kind:
             assert name not in modules
             assert not any(parameter.startswith(f"{name}.") for parameter in parameters)
+
+
+def test_the_gate_of_a_shared_expert_is_a_router_too():
+    """Qwen2-MoE weighs its shared expert by a linear layer of one output."""
+    config = transformers.Qwen2MoeConfig(
+        vocab_size=61,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=24,
+    )
+    modules, parameters, _ = targets(transformers.AutoModelForCausalLM.from_config(config), "projection")
+    shared = {f"model.layers.0.mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")}
+    assert set(modules) == shared
+    assert set(parameters) == {f"model.layers.0.mlp.experts.{name}_proj" for name in ("gate_up", "down")}
+
+
+def test_routers_that_are_plain_linear_layers():
+    """Older and remote implementations of Mixtral-like blocks."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.router, self.up, self.gate_proj = (nn.Linear(4, 4) for _ in range(4))
+
+    model = nn.Module()
+    model.layers = nn.ModuleList([Block()])
+    assert set(targets(model, "both")[0]) == {"layers.0.up", "layers.0.gate_proj"}
 
 
 def test_two_matrices_of_one_name_are_told_apart():

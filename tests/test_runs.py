@@ -27,7 +27,7 @@ from imprint.tuning.methods import METHODS
 RESULTS = "run_id model data method options seed epoch attack metric value low high members nonmembers status".split()
 SCORES = "run_id epoch record_id member attack score".split()
 TPRS = ["tpr_at_10pct_fpr", "tpr_at_1pct_fpr", "tpr_at_0.1pct_fpr"]
-PYTHON = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+PYTHON = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -128,6 +128,25 @@ def test_epoch_zero_is_the_untouched_base_for_every_method(finished):
     tuned = finished.frame[(finished.frame.epoch == 2) & (finished.frame.metric == "perplexity")]
     assert tuned.value.nunique() == 2
     assert not set(tuned.value) & set(base.value)
+
+
+def test_the_base_is_scored_before_a_tuner_stands_in_front_of_it(recipe, gpt2, data, tmp_path):
+    """A prompt changes what the model says from the moment it is attached. Here is what the file itself says."""
+    import torch
+    import transformers
+
+    imprint.run(recipe(method="prompt"), tmp_path / "out")
+    [cell] = load_grid(tmp_path / "out").cells
+    texts = {row["id"]: row["text"] for row in map(json.loads, data.read_text().splitlines())}
+    model = transformers.AutoModelForCausalLM.from_pretrained(gpt2).eval()
+    words = transformers.AutoTokenizer.from_pretrained(gpt2)
+    stats = cell.reference
+    for n, key in enumerate(stats.ids):
+        ids = torch.tensor(words(texts[key]).input_ids)
+        with torch.no_grad():
+            logp = model(input_ids=ids[None]).logits[0].log_softmax(-1)
+        wanted = logp[:-1].gather(-1, ids[1:, None])[:, 0]
+        np.testing.assert_allclose(stats.logp[stats.offsets[n] : stats.offsets[n + 1]], wanted, atol=1e-5)
 
 
 def test_perplexity_is_of_the_validation_records(finished):
@@ -237,8 +256,12 @@ def test_attacks_are_added_without_training(recipe, tmp_path):
 
 
 def test_a_cell_does_not_depend_on_its_grid(recipe, tmp_path):
-    """Not on the methods before it: no random state leaks from cell to cell."""
+    """Nor on what ran before: no random state leaks from cell to cell, or from the caller."""
+    import torch
+
+    torch.manual_seed(1)
     alone = imprint.run(recipe(method="lora"), tmp_path / "alone")
+    torch.manual_seed(2)
     grid = imprint.run(recipe(method=["full", "prompt", "lora"]), tmp_path / "grid")
     of_grid = grid[grid.method == "lora"].reset_index(drop=True)
     pd.testing.assert_frame_equal(of_grid, alone, check_exact=True)

@@ -211,6 +211,16 @@ def test_resuming_takes_parameters_that_no_gradient_reached():
     assert same(states[-1], states[1])
 
 
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
+def test_virtual_tokens_start_from_words_drawn_by_the_seed(method):
+    starts = [next(iter(trainer(tuned(method, seed=seed, tokens=8)).parameters.values())) for seed in (0, 1, 1)]
+    assert torch.equal(starts[1], starts[2])
+    assert len(starts[0].unique(dim=0)) > 4  # not one word eight times
+    words = build("llama", 1).get_input_embeddings().weight
+    if method == "prompt":
+        assert all((words == row).all(1).any() for row in starts[1])
+
+
 # ---- what moves ----
 
 

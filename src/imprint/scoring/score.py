@@ -26,7 +26,7 @@ from imprint.types import TokenStats
 
 LEAST = -1e4
 """Stands for log 0 where a model gives a token no chance at all, so that moments stay finite."""
-CHUNK = 1 << 18
+CHUNK = 1 << 17
 """Logits handled at once when moments are taken: small enough to stay in a core's cache."""
 
 
@@ -129,10 +129,12 @@ def _moments(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torch.Te
 
 
 def _chunk(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    logp_RV = logits_RV.log_softmax(-1).clamp_min(LEAST)
+    """In place wherever it can be: the time goes to moving [R, V], not to arithmetic."""
+    logp_RV = logits_RV.log_softmax(-1).clamp_min_(LEAST)
     p_RV = logp_RV.exp()
-    mean_R = torch.linalg.vecdot(p_RV, logp_RV)
-    centred_RV = logp_RV - mean_R[:, None]  # centred first: E[x²] - E[x]² would lose the small variances
-    variance_R = torch.linalg.vecdot(p_RV, centred_RV * centred_RV)
     picked_R = logp_RV.gather(-1, targets_R[:, None])[:, 0]
-    return picked_R, mean_R, variance_R.clamp_min(0).sqrt(), logits_RV.argmax(-1) == targets_R
+    top_R = logits_RV.argmax(-1) == targets_R  # of the logits: log-softmax could round two of them to a tie
+    mean_R = torch.linalg.vecdot(p_RV, logp_RV)
+    centred_RV = logp_RV.sub_(mean_R[:, None])  # centred first: E[x²] - E[x]² would lose the small variances
+    variance_R = torch.linalg.vecdot(p_RV.mul_(centred_RV), centred_RV)
+    return picked_R, mean_R, variance_R.clamp_min(0).sqrt(), top_R
