@@ -166,7 +166,7 @@ def test_results_reads_what_run_returned(finished, tmp_path):
 
 def test_what_was_trained_is_kept_in_safetensors_only(finished):
     files = {path.name for path in finished.folder.rglob("*") if path.is_file()}
-    assert {Path(name).suffix for name in files} <= {".json", ".parquet", ".safetensors", ".yaml", ".md"}
+    assert {Path(name).suffix for name in files} <= {".json", ".parquet", ".safetensors", ".yaml", ".md", ".lock"}
     last = [cell.folder.epoch(2) / "adapter" for cell in load_grid(finished.folder).cells]
     assert all(list(folder.glob("*.safetensors")) for folder in last)
     assert not list(finished.folder.rglob("state.safetensors"))
@@ -202,7 +202,7 @@ def test_a_group_stays_on_one_side(recipe, data, tmp_path):
     imprint.run(recipe(data__group="owner"), tmp_path / "out")
     [cell] = load_grid(tmp_path / "out").cells
     owner = {row["id"]: row["owner"] for row in map(json.loads, data.read_text().splitlines())}
-    assert cell.records.group.tolist() == [owner[key] for key in cell.records.id]
+    assert cell.records.group.tolist() == [f"group {owner[key]}" for key in cell.records.id]
     assert (cell.records.groupby("group").role.nunique() == 1).all()
     assert cell.records.groupby("group").size().max() == 2
 

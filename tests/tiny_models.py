@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import transformers as t
 from torch import nn
@@ -44,6 +46,6 @@ CONFIGS = {
 def build(name: str, seed: int = 0) -> nn.Module:
     """A random causal language model with lively logits (wide initial values), float32, evaluation mode."""
     torch.manual_seed(seed)
-    config = CONFIGS[name]
+    config = copy.deepcopy(CONFIGS[name])  # untying a head writes into its model's configuration
     config.initializer_range = 0.2
     return t.AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)

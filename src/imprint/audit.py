@@ -65,7 +65,7 @@ class Audit:
             {
                 "id": [example.id for example in self.examples],
                 "role": list(self.roles),
-                "group": [example.group or example.id for example in self.examples],
+                "group": [f"group {e.group}" if e.group else f"record {e.id}" for e in self.examples],
                 "scored_tokens": pa.array([int(record.scored.sum()) for record in self.scored], pa.int32()),
                 "zlib_bytes": pa.array([record.zlib_bytes for record in self.scored], pa.int64()),
                 "cut": [record.cut for record in self.scored],
@@ -90,6 +90,25 @@ class Audit:
         }
 
 
+class _Distinct:
+    """Passes over what cannot be scored, and what cutting has made equal to a record already drawn.
+
+    Duplicates have been dropped by their whole texts; two letters on one letterhead may still agree in all the tokens
+    that are kept, and would then stand on both sides of the split.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.owner: dict[tuple[bytes, bytes], str] = {}
+
+    def usable(self, example: Example) -> str | None:
+        if reason := self.encoder.usable(example):
+            return reason
+        record = self.encoder(example)
+        first = self.owner.setdefault((record.ids.tobytes(), record.scored.tobytes()), example.id)
+        return None if first == example.id else "duplicate once cut to max_length"
+
+
 def prepare(pool: Pool, spec: DataSpec, seed: int, tokenizer: Any) -> Audit:
     """Split the pool and encode what the split needs.
 
@@ -98,7 +117,7 @@ def prepare(pool: Pool, spec: DataSpec, seed: int, tokenizer: Any) -> Audit:
     """
     assert spec.max_length is not None  # resolved by the plan
     encoder = Encoder(tokenizer, spec.max_length, spec.overlong)
-    split = make_split(pool, spec, seed, encoder.usable)
+    split = make_split(pool, spec, seed, _Distinct(encoder).usable)
     examples = (*split.members, *split.nonmembers, *split.validation)
     roles = ["member"] * len(split.members) + ["nonmember"] * len(split.nonmembers)
     roles += ["validation"] * len(split.validation)

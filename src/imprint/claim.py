@@ -1,50 +1,65 @@
-"""An output folder belongs to one recipe: written down before anything else, checked before anything is added."""
+"""An output folder belongs to one recipe and one process: written down before anything else is added to it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import yaml
 
 from imprint import __version__
 from imprint.errors import UsageError
 from imprint.recipe import Plan
-from imprint.store import PART, Store, write_json, write_text
+from imprint.store import LOCK, PART, Store, write_json, write_text
 
 
-def claim(store: Store, planned: Plan) -> None:
-    """Make the folder this recipe's own; a recipe that only adds cells or attacks may continue another's.
+@contextmanager
+def claim(store: Store, planned: Plan) -> Iterator[None]:
+    """Hold the folder and make it this recipe's own; a recipe that loses no measured cell may continue another's.
 
     Raises:
-        UsageError: the folder belongs to a different recipe, or cannot be written.
+        UsageError: the folder belongs to a different recipe or holds other files, is in use, or cannot be written.
     """
-    cells = [
-        {"run_id": c.spec.run_id, "label": c.label, "base": c.base, "spec": c.spec.model_dump(mode="json")}
-        for c in planned.cells
-    ]
-    lock = {
+    with ExitStack() as stack:
+        try:
+            _check_folder(store)
+            stack.enter_context(store.alone())
+            if (store.path / "recipe.lock.json").exists():
+                _same_recipe(store, planned)
+                store.sweep()
+            write_json(store.path / "recipe.lock.json", _lock(planned))
+            write_text(store.path / "recipe.yaml", yaml.safe_dump(planned.recipe, sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            raise UsageError(f"--out {store.path} cannot be written ({error.strerror}): give another folder") from None
+        yield
+
+
+def _check_folder(store: Store) -> None:
+    if store.path.exists() and not store.path.is_dir():
+        raise UsageError(f"--out {store.path} is a file: expected a folder")
+    if not store.path.is_dir() or (store.path / "recipe.lock.json").exists():
+        return
+    if any(not file.name.endswith((PART, LOCK)) for file in store.path.iterdir()):
+        raise UsageError(f"--out {store.path} holds files that are not Imprint's: give an empty or new folder")
+
+
+def _lock(planned: Plan) -> dict[str, object]:
+    return {
         "imprint": __version__,
         "recipe": planned.recipe,
         "attacks": list(planned.attacks),
         "budget": planned.budget.model_dump() if planned.budget else None,
-        "cells": cells,
+        "cells": [
+            {"run_id": c.spec.run_id, "label": c.label, "base": c.base, "spec": c.spec.model_dump(mode="json")}
+            for c in planned.cells
+        ],
     }
-    try:
-        if store.path.exists() and not store.path.is_dir():
-            raise UsageError(f"--out {store.path} is a file: expected a folder")
-        if (store.path / "recipe.lock.json").exists():
-            _same_recipe(store, planned)
-            store.sweep()
-        elif store.path.is_dir() and any(not file.name.endswith(PART) for file in store.path.iterdir()):
-            raise UsageError(f"--out {store.path} holds files that are not Imprint's: give an empty or new folder")
-        write_json(store.path / "recipe.lock.json", lock)
-        write_text(store.path / "recipe.yaml", yaml.safe_dump(planned.recipe, sort_keys=False, allow_unicode=True))
-    except OSError as error:
-        raise UsageError(f"--out {store.path} cannot be written ({error.strerror}): give another folder") from None
 
 
 def _same_recipe(store: Store, planned: Plan) -> None:
     run_ids = {cell.spec.run_id for cell in planned.cells}
     orphans = [c for c in store.lock()["cells"] if c["run_id"] not in run_ids]
-    lost = [c for c in orphans if store.cell(c["run_id"]).path.exists()]  # nothing measured is nothing lost
+    lost = [c for c in orphans if store.cell(c["run_id"]).measured]
     if not lost:
         return
     old = lost[0]["spec"]

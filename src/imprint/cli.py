@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -116,22 +118,32 @@ def quiet_libraries() -> None:
 
 def main() -> None:
     """Entry point: every expected error is one sentence on stderr and its documented exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal without umlauts must not cost a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except ImprintError as error:
         sys.exit(_say(str(error), error.exit_code))
     except KeyboardInterrupt:
-        sys.exit(_say("stopped; the same command goes on where this one was", 130))
+        code = 130
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         sys.exit(_say(f"could not finish: {what}", 3))
     except Exception as error:
         if not hasattr(error, "format_message"):  # not the argument parser's: a fault of ours, shown whole
-            raise
+            traceback.print_exc()
+            sys.exit(3)
         sys.exit(_say(error.format_message() or "give a command; `imprint --help` lists them", 64))
+    if code == 130:  # the argument parser turns Ctrl-C into this
+        _say("stopped; the same command goes on where this one was", 130)
     sys.exit(code or 0)
 
 
 def _say(sentence: str, code: int) -> int:
-    print(f"imprint: {sentence}", file=sys.stderr)
+    """One printable line, whatever a name in it holds."""
+    line = "".join(
+        c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in sentence
+    )
+    print(f"imprint: {line}", file=sys.stderr)
     return code

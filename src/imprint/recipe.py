@@ -73,6 +73,8 @@ class Recipe(Strict):
         )
 
 
+_SHORT = {"model": "name", "data": "source", "source": "name"}
+"""What a plain string stands for where a mapping may stand."""
 KEYS = (*Recipe.model_fields, "attacks", "budget")
 
 
@@ -145,8 +147,8 @@ def _copy(node: Any) -> Any:
 def _put(document: dict[str, Any], path: list[str], value: Any, override: str) -> None:
     for key in path[:-1]:
         inner = document.setdefault(key, {})
-        if isinstance(inner, str) and key in ("model", "data"):  # the short form of a mapping
-            inner = document[key] = {"name" if key == "model" else "source": inner}
+        if isinstance(inner, str) and key in _SHORT:
+            inner = document[key] = {_SHORT[key]: inner}
         if not isinstance(inner, dict):
             raise UsageError(f"--set {override!r}: {key!r} is not a mapping in this recipe")
         document = inner

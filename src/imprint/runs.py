@@ -62,7 +62,13 @@ def run(
     planned = plan(read_recipe(recipe, overrides), lambda name: resolve_dtype(name, device))
     store = Store(Path(out))
     audits = prepare_audits(planned, store)
-    claim(store, planned)
+    with claim(store, planned):
+        run_cells(planned, audits, store, runtime, progress)
+        return finish(load_grid(store.path))
+
+
+def run_cells(planned: Plan, audits: dict[str, Audit], store: Store, runtime: Runtime, progress: Progress) -> None:
+    """One cell after the other; what fails in one leaves the others alone, unless it is the request that is wrong."""
     for number, cell in enumerate(planned.cells):
         folder = store.cell(cell.spec.run_id)
         if folder.done:
@@ -81,7 +87,6 @@ def run(
             reason = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
             folder.fail(reason, traceback.format_exc())
             progress.note(f"{cell.label}: failed: {reason} (traceback in {folder.path / 'failed.json'})")
-    return finish(load_grid(store.path))
 
 
 def finish(grid: Grid) -> pd.DataFrame:

@@ -168,8 +168,7 @@ class RunSpec(Strict):
 class Runtime(Strict):
     """The how: nothing here may change a number by more than float rounding.
 
-    One exception: where a method has dropout (`full` on a model configured for it, `lora.dropout`), `token_budget`
-    decides which masks are drawn.
+    One exception: with `lora.dropout`, `token_budget` decides which masks are drawn.
     """
 
     device: str = "auto"

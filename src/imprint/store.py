@@ -29,9 +29,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, UsageError
 from imprint.types import TokenStats
 
+LOCK = "run.lock"
+"""Held while a run is at work in the folder."""
 PART = ".part"
 """Ending of what is still being written."""
 _ROW_FIELDS = ("tokens", "logp", "mean", "std", "top")
@@ -146,6 +148,11 @@ class CellFolder:
     def done(self) -> bool:
         return (self.path / "done.json").exists()
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is evidence in it."""
+        return self.done or self.epoch(1).is_dir()
+
     def outcome(self) -> dict[str, Any]:
         """What `finish` or `fail` wrote: status, reason, trainable and total parameters, last epoch."""
         for name in ("done.json", "failed.json"):
@@ -239,5 +246,38 @@ class Store:
         """
         file = self.path / "recipe.lock.json"
         if not file.exists():
-            raise ImprintError(f"{self.path} holds no run: expected {file.name}, which `imprint run` writes there")
-        return dict(read_json(file))
+            raise UsageError(f"{self.path} holds no run: expected {file.name}, which `imprint run` writes there")
+        keys = {"run_id", "base", "label", "spec"}
+        try:
+            lock = json.loads(file.read_text(encoding="utf-8"))
+            whole = all(keys <= set(cell) for cell in lock["cells"]) and {"recipe", "attacks", "budget"} <= set(lock)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = False
+        if not whole:
+            raise ImprintError(
+                f"{file} is damaged: the cells beside it are whole; give another folder, or remove this file and the "
+                "folders `cells` and `base`"
+            )
+        return dict(lock)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder for one process at a time; the lock ends with the process, however that ends.
+
+        Raises:
+            UsageError: another process holds it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows: no such locks, no such protection
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UsageError(
+                    f"another `imprint run` is at work in {self.path}: wait for it or give another folder"
+                ) from None
+            yield

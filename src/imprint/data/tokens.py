@@ -25,6 +25,9 @@ from imprint.errors import DataError
 from imprint.types import Example
 
 
+_NOTHING = "one token and no BOS: nothing to predict"
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One record in tokens.
@@ -83,7 +86,7 @@ class Encoder:
 
     def usable(self, example: Example) -> str | None:
         """Why a record cannot be scored, or None."""
-        return None if self(example).scored.any() else "one token and no BOS: nothing to predict"
+        return None if self(example).scored.any() else _NOTHING
 
     @cached_property
     def _opening(self) -> list[int]:

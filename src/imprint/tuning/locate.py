@@ -67,10 +67,12 @@ def locate(spec: ModelSpec) -> Located:
         raise ModelError(f"{path} is no Transformers model folder: config.json is missing")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"{config_file} cannot be read as JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{config_file} should hold a JSON object, not {type(config).__name__}")
+    if not isinstance(config, dict) or not isinstance(config.get("text_config", {}) or {}, dict):
+        raise ModelError(f"{config_file} should hold a JSON object, and so should its text_config")
+    if any("/" in str(config.get(key) or "") for key in ("_attn_implementation", "attn_implementation")):
+        raise ModelError(f"{config_file} asks for an attention kernel from the Hub, which is code: remove that key")
     if (path / "adapter_config.json").exists():
         raise ModelError(
             f"{path} holds a PEFT adapter (adapter_config.json), which would be applied unasked: "
@@ -93,10 +95,14 @@ def _folder(spec: ModelSpec) -> Path:
         if name not in shipped():
             raise ModelError(unknown("shipped model", name, shipped()))
         return TINY / name.removeprefix("tiny/")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such home, a NUL
+        raise ModelError(f"model {name[:80]!r} is no path and no Hub id ({type(error).__name__})") from None
+    if exists:
         raise ModelError(f"model {name!r} is a file: expected a folder with config.json and safetensors weights")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"model folder {name!r} does not exist")

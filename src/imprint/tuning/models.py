@@ -92,6 +92,10 @@ def load_tokenizer(located: Located) -> Any:
     except Exception as error:  # as above
         raise ModelError(f"the tokenizer in {located.path} cannot be loaded: {_first_line(error)}") from None
     tokenizer.model_max_length = int(1e9)  # length is ours to watch: no warning about long texts
+    if not tokenizer("a", add_special_tokens=False).input_ids:
+        raise ModelError(
+            f"the tokenizer in {located.path} knows no text: its files (tokenizer.json) are missing or empty"
+        )
     if len(tokenizer) > (size := vocabulary_size(located)):
         raise ModelError(
             f"the tokenizer in {located.path} knows {len(tokenizer)} tokens, the model only {size}: they do not match"
@@ -148,19 +152,17 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def training_mode(model: nn.Module) -> None:
-    """Dropout for what trains, none for a frozen base: that is a fixed function, whose noise would only be noise.
+    """No dropout but the adapter's own, the same for every method.
 
-    It would also draw other masks when the memory, and with it the packing, is another.
+    A frozen base is a fixed function, whose noise would only be noise; and masks would differ with the packing.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     model.train()
-    base = base_of(model)
-    tuners = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
-    if not all(parameter.requires_grad for parameter in base.parameters()):
-        base.eval()
-    for module in tuners:
-        module.train()
+    base = base_of(model).eval()
+    for module in base.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.train()
 
 
 def only_head_trains(model: nn.Module) -> bool:

@@ -45,7 +45,7 @@ def _matrices(model: nn.Module) -> tuple[list[str], list[str], list[str]]:
         if isinstance(module, nn.Linear) or classes[name] == "Conv1D":
             if any("Attention" in parent for parent in parents):
                 attention.append(name)
-            elif name.rsplit(".", 1)[-1] not in ("gate", "router"):
+            elif not name.endswith(("gate", "router")):
                 projection.append(name)
         elif "Experts" in classes[name]:  # all experts of a layer in one three-dimensional parameter
             experts += [f"{name}.{p}" for p, value in module.named_parameters(recurse=False) if value.ndim == 3]

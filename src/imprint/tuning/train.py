@@ -149,7 +149,7 @@ def schedule(spec: TrainSpec, step: int, steps: int) -> float:
     >>> [schedule(TrainSpec(warmup=0.25), step, 4) for step in range(4)]
     [1.0, 1.0, 0.6666666666666667, 0.33333333333333337]
     """
-    warm = math.ceil(spec.warmup * steps)
+    warm = math.ceil(round(spec.warmup * steps, 6))  # .07 * 100 is a little more than 7
     if step < warm:
         return (step + 1) / warm
     done = (step - warm) / (steps - warm)
