@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from imprint.errors import UsageError
-from imprint.recipe import Plan, plan, read_recipe
+from imprint.recipe import KEYS, Plan, plan, read_recipe
 from imprint.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainSpec
 from imprint.tuning.methods import METHODS, resolve_method
 
@@ -456,3 +457,22 @@ def test_a_dtype_is_resolved_before_it_is_named(recipe):
 def test_a_path_object_is_a_name(recipe, gpt2: Path, data: Path):
     """From Python, folders and files come as paths as often as strings."""
     assert only(plan(read_recipe(recipe(model=gpt2, data__source=data)))).run_id == only(plan(recipe())).run_id
+
+
+def test_the_page_of_keys_is_what_the_code_says():
+    """docs/recipe.md is written by scripts/recipe_docs.py from the docstrings under the fields."""
+    root = Path(__file__).parent.parent
+    spec = importlib.util.spec_from_file_location("recipe_docs", root / "scripts" / "recipe_docs.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert (root / "docs" / "recipe.md").read_text(encoding="utf-8") == script.text()
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (Path(__file__).parent.parent / "recipes").glob("*.yaml")))
+def test_shipped_recipes_are_readable(file):
+    """Those of the paper need the Hub, so only their keys and names are checked here; the demo is planned whole."""
+    document = read_recipe(Path(__file__).parent.parent / "recipes" / file)
+    assert set(document) <= set(KEYS)
+    assert set(document["method"]) <= set(METHODS)
+    if file == "demo.yaml":
+        assert len(plan(document).cells) == 5

@@ -64,7 +64,7 @@ class Columns(Strict):
     prompt: str | None = None
     """Column of the context."""
     target: str | None = None
-    """Column of what is tuned on and scored."""
+    """Column of what is tuned on and scored; it follows the prompt as it is: a space belongs in one of them."""
 
 
 def _source(value: Any) -> Any:

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from imprint.errors import DataError
 from imprint.types import Example
 
-
 _NOTHING = "one token and no BOS: nothing to predict"
 
 
