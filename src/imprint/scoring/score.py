@@ -26,8 +26,8 @@ from imprint.types import TokenStats
 
 LEAST = -1e4
 """Stands for log 0 where a model gives a token no chance at all, so that moments stay finite."""
-CHUNK = 1 << 17
-"""Logits handled at once when moments are taken: small enough to stay in a core's cache."""
+CPU_CHUNK, GPU_CHUNK = 1 << 17, 1 << 26
+"""Logits handled at once when moments are taken: few enough for a core's cache; many where launches cost more."""
 
 
 def autocast(model: nn.Module) -> AbstractContextManager[object]:
@@ -123,7 +123,8 @@ def token_stats(
 
 def _moments(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """log p of the target, mean and deviation of log p under p, and whether the target is the argmax; each [R]."""
-    step = max(1, CHUNK // logits_RV.shape[1])
+    chunk = CPU_CHUNK if logits_RV.device.type == "cpu" else GPU_CHUNK
+    step = max(1, chunk // logits_RV.shape[1])
     parts = [_chunk(x, y) for x, y in zip(torch.split(logits_RV, step), torch.split(targets_R, step), strict=True)]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
