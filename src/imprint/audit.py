@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from imprint.data import Pool, make_split
-from imprint.data.tokens import Encoded, Encoder
+from imprint.data.tokens import Encoded, Encoder, unusable
+from imprint.measures import perplexity
 from imprint.spec import DataSpec
 from imprint.types import Example, TokenStats
 
@@ -56,8 +57,7 @@ class Audit:
 
     def perplexity(self, stats: TokenStats) -> float:
         """Token-weighted perplexity of the validation records."""
-        validation = stats.select(np.array(self.roles) == "validation")
-        return float(np.exp(-validation.logp.mean(dtype=np.float64)))
+        return perplexity(stats.select(np.array(self.roles) == "validation")).value
 
     def records(self) -> pa.Table:
         """One row per scored record; no text."""
@@ -90,8 +90,8 @@ class Audit:
         }
 
 
-class _Distinct:
-    """Passes over what cannot be scored, and what cutting has made equal to a record already drawn.
+class _Encoding:
+    """Encodes each record once; passes over what cannot be scored or has become equal to a record drawn before.
 
     Duplicates have been dropped by their whole texts; two letters on one letterhead may still agree in all the tokens
     that are kept, and would then stand on both sides of the split.
@@ -99,12 +99,18 @@ class _Distinct:
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
+        self.records: dict[str, Encoded] = {}
         self.owner: dict[tuple[bytes, bytes], str] = {}
 
+    def __call__(self, example: Example) -> Encoded:
+        if example.id not in self.records:
+            self.records[example.id] = self.encoder(example)
+        return self.records[example.id]
+
     def usable(self, example: Example) -> str | None:
-        if reason := self.encoder.usable(example):
+        record = self(example)
+        if reason := unusable(record):
             return reason
-        record = self.encoder(example)
         first = self.owner.setdefault((record.ids.tobytes(), record.scored.tobytes()), example.id)
         return None if first == example.id else "duplicate once cut to max_length"
 
@@ -116,11 +122,11 @@ def prepare(pool: Pool, spec: DataSpec, seed: int, tokenizer: Any) -> Audit:
         DataError: fewer usable records than asked for, or a record too long where `overlong` is `refuse`.
     """
     assert spec.max_length is not None  # resolved by the plan
-    encoder = Encoder(tokenizer, spec.max_length, spec.overlong)
-    split = make_split(pool, spec, seed, _Distinct(encoder).usable)
+    encoded = _Encoding(Encoder(tokenizer, spec.max_length, spec.overlong))
+    split = make_split(pool, spec, seed, encoded.usable)
     examples = (*split.members, *split.nonmembers, *split.validation)
     roles = ["member"] * len(split.members) + ["nonmember"] * len(split.nonmembers)
     roles += ["validation"] * len(split.validation)
-    scored = tuple(encoder(example) for example in examples)
-    tuned = scored[: len(split.members)] + tuple(encoder(example) for example in split.extra)
+    scored = tuple(encoded(example) for example in examples)
+    tuned = tuple(encoded(example) for example in split.tuned)
     return Audit(examples, scored, tuple(roles), tuned, dict(split.dropped))

@@ -35,6 +35,12 @@ class InvalidAudit(ImprintError):
     exit_code = 2
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's exception says, in a line; its name where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The sentence for an unknown name, with the nearest right one first.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from imprint.attacks import ATTACKS
 from imprint.data import Pool, read_pool, resolve_sizes
@@ -29,10 +29,12 @@ from imprint.spec import (
     validated,
 )
 from imprint.tuning.locate import Located, locate
-from imprint.tuning.methods import METHODS, resolve_method
+from imprint.tuning.methods import method_named, resolve_method
 
 PAPER_METHODS = ("head", "lora", "prefix", "prompt", "p_tuning")
 LONGEST_DEFAULT = 1024
+_SHORT = {"model": "name", "data": "source", "source": "name"}
+"""What a plain string stands for where a mapping may stand."""
 
 
 class Recipe(Strict):
@@ -49,15 +51,10 @@ class Recipe(Strict):
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Draws the split, the initial values and the order."""
 
-    @field_validator("model", mode="before")
+    @field_validator("model", "data", mode="before")
     @classmethod
-    def _model(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    @field_validator("data", mode="before")
-    @classmethod
-    def _data(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) else value
+    def _short_form(cls, value: Any, info: ValidationInfo) -> Any:
+        return {_SHORT[str(info.field_name)]: value} if isinstance(value, str) else value
 
     @field_validator("method", mode="before")
     @classmethod
@@ -73,8 +70,6 @@ class Recipe(Strict):
         )
 
 
-_SHORT = {"model": "name", "data": "source", "source": "name"}
-"""What a plain string stands for where a mapping may stand."""
 KEYS = (*Recipe.model_fields, "attacks", "budget")
 
 
@@ -217,7 +212,7 @@ def _expand(node: Any) -> list[Any]:
 
 
 def _resolve(recipe: Recipe, pools: dict[str, Pool], dtype_of: Any) -> PlannedCell:
-    method_name(recipe.method.name)
+    method_named(recipe.method.name)  # before a model is fetched for it
     located = locate(recipe.model)
     method = resolve_method(recipe.method, located.hidden_size, recipe.train.learning_rate)
     key = content_key(recipe.data.model_dump(include={"source", "format", "id", "group"}))
@@ -233,17 +228,6 @@ def _resolve(recipe: Recipe, pools: dict[str, Pool], dtype_of: Any) -> PlannedCe
     identity = spec.identity()
     base = content_key({key: identity[key] for key in ("model", "data", "seed", "version")})
     return PlannedCell(spec, method.name, base, located, pool)
-
-
-def method_name(name: str) -> str:
-    """`name`, if it is one of `METHODS`.
-
-    Raises:
-        UsageError: it is not; the nearest right name is given.
-    """
-    if name not in METHODS:
-        raise UsageError(unknown("method", name, METHODS))
-    return name
 
 
 def _max_length(given: int | None, method: MethodSpec, located: Located) -> int:

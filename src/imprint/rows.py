@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -242,8 +241,3 @@ def _row(cell: Cell, epoch: int, attack: str, metric: str, x: Interval | None, s
 def _finite(x: float) -> float | None:
     """A bound that could not be computed is absent, not NaN."""
     return x if np.isfinite(x) else None
-
-
-def options_of(row: Any) -> dict[str, Any]:
-    """The options column of a results row as a dictionary."""
-    return dict(json.loads(row.options))

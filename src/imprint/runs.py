@@ -13,7 +13,7 @@ import numpy as np
 from imprint.audit import Audit, prepare
 from imprint.checkpoint import resume, write_epoch
 from imprint.claim import claim
-from imprint.errors import ImprintError, UsageError
+from imprint.errors import ImprintError, UsageError, first_line
 from imprint.progress import Progress
 from imprint.recipe import Plan, PlannedCell, plan, read_recipe
 from imprint.rows import Grid, load_grid, write_results
@@ -162,8 +162,7 @@ def attach(model: nn.Module, method: MethodSpec) -> nn.Module:
     except ImprintError:
         raise
     except Exception as error:  # peft raises many kinds where an architecture lacks what a method needs
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise ImprintError(f"{method.name} does not work with {type(model).__name__}: {reason[0]}") from error
+        raise ImprintError(f"{method.name} does not work with {type(model).__name__}: {first_line(error)}") from error
 
 
 def logits_of(model: nn.Module, audit: Audit, budget: int) -> Logits:

@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 from imprint.errors import DataError
 from imprint.types import Example
 
-_NOTHING = "one token and no BOS: nothing to predict"
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -85,7 +83,7 @@ class Encoder:
 
     def usable(self, example: Example) -> str | None:
         """Why a record cannot be scored, or None."""
-        return None if self(example).scored.any() else _NOTHING
+        return unusable(self(example))
 
     @cached_property
     def _opening(self) -> list[int]:
@@ -99,6 +97,11 @@ class Encoder:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def unusable(record: Encoded) -> str | None:
+    """Why a record cannot be scored, or None."""
+    return None if record.scored.any() else "one token and no BOS: nothing to predict"
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from imprint.data.tokens import Encoded, batches, pad
-from imprint.scoring.score import Logits, autocast, from_texts, scored_logits
+from imprint.data.tokens import Encoded, batches
+from imprint.scoring.score import Logits, autocast, from_texts
 from imprint.tuning.models import head_of
 
 LIMIT = 2 << 30
@@ -70,12 +70,10 @@ def _from_hidden(model: nn.Module, hidden_RD: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def _hidden(model: nn.Module, records: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
     """([R, D] what reaches the output layer at the scored positions, [R, V] logits)."""
-    device = next(model.parameters()).device
-    ids, scored = (torch.from_numpy(array).to(device) for array in pad(records))
     kept: list[torch.Tensor] = []
     hook = head_of(model).register_forward_hook(lambda module, args, output: kept.append(args[0][0]))
     try:
-        logits = scored_logits(model, ids, scored)
+        logits, _ = from_texts(model)(records)
     finally:
         hook.remove()
     return kept[0], logits

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from imprint.errors import ModelError, unknown
+from imprint.errors import ModelError, first_line, unknown
 from imprint.spec import ModelSpec
 from imprint.store import checksum
 
@@ -116,10 +116,9 @@ def _snapshot(spec: ModelSpec) -> Path:
     try:
         return Path(snapshot_download(spec.name, revision=spec.revision, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"model {spec.name!r} is neither a local folder nor a shipped model ({', '.join(shipped())}), "
-            f"and the Hub did not give it: {reason}"
+            f"and the Hub did not give it: {first_line(error)}"
         ) from None
 
 

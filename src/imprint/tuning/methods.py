@@ -163,6 +163,17 @@ METHODS: dict[str, Method] = {
 }
 
 
+def method_named(name: str) -> Method:
+    """The row of `METHODS` of that name.
+
+    Raises:
+        UsageError: there is none; the nearest right name is given.
+    """
+    if name not in METHODS:
+        raise UsageError(unknown("method", name, METHODS))
+    return METHODS[name]
+
+
 def resolve_method(spec: MethodSpec, width: int, learning_rate: float | None) -> MethodSpec:
     """Fill in every option: the method's own `learning_rate`, else `learning_rate` (the recipe's), else the default.
 
@@ -174,9 +185,7 @@ def resolve_method(spec: MethodSpec, width: int, learning_rate: float | None) ->
     Raises:
         UsageError: unknown method or option.
     """
-    if spec.name not in METHODS:
-        raise UsageError(unknown("method", spec.name, METHODS))
-    method = METHODS[spec.name]
+    method = method_named(spec.name)
     options = validated(method.options, spec.options, f"method.{spec.name}").model_dump()
     options["learning_rate"] = options["learning_rate"] or learning_rate or method.default_rate(width)
     if "alpha" in options:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from imprint.errors import ModelError, UsageError
+from imprint.errors import ModelError, UsageError, first_line
 from imprint.tuning.locate import Located
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,8 +27,9 @@ def resolve_device(name: str) -> torch.device:
         torch.zeros(1, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {name!r} cannot be used on this machine ({reason}): try `auto` or `cpu`") from None
+        raise UsageError(
+            f"device {name!r} cannot be used on this machine ({first_line(error)}): try `auto` or `cpu`"
+        ) from None
 
 
 def resolve_dtype(name: str, device: torch.device) -> str:
@@ -56,7 +57,7 @@ def load_model(located: Located, dtype: str, device: torch.device) -> nn.Module:
             output_loading_info=True,
         )
     except Exception as error:  # the library raises many kinds; each means that this folder is no usable model
-        raise ModelError(f"model {located.path} cannot be loaded: {_first_line(error)}") from None
+        raise ModelError(f"model {located.path} cannot be loaded: {first_line(error)}") from None
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"model {located.path} lacks {len(missing)} weights, which would be random ({', '.join(missing[:3])}): "
@@ -90,7 +91,7 @@ def load_tokenizer(located: Located) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(located.path, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # as above
-        raise ModelError(f"the tokenizer in {located.path} cannot be loaded: {_first_line(error)}") from None
+        raise ModelError(f"the tokenizer in {located.path} cannot be loaded: {first_line(error)}") from None
     tokenizer.model_max_length = int(1e9)  # length is ours to watch: no warning about long texts
     if not tokenizer("a", add_special_tokens=False).input_ids:
         raise ModelError(
@@ -106,11 +107,6 @@ def load_tokenizer(located: Located) -> Any:
 def vocabulary_size(located: Located) -> int:
     """Rows of the embedding, as the configuration states them."""
     return located._number("vocab_size")
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def base_of(model: nn.Module) -> nn.Module:
