@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from imprint.data.tokens import Encoded
 from imprint.errors import ImprintError
-from imprint.scoring import features
-from imprint.scoring.features import from_features
-from imprint.scoring.score import from_texts, scored_logits, token_stats
+from imprint.engine.features import features, kept_forward
+from imprint.engine.forward import forward_of
+from imprint.scoring.score import token_stats
 from imprint.spec import MethodSpec
 from imprint.tuning import virtual
 from imprint.tuning.methods import METHODS, resolve_method

@@ -45,6 +45,11 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @cached_property
+    def predictors(self) -> NDArray[np.int64]:
+        """[R] the positions whose hidden states predict the scored tokens."""
+        return np.flatnonzero(self.scored) - 1
+
 
 @dataclass(frozen=True)
 class Encoder:

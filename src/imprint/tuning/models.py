@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -126,6 +127,33 @@ def head_of(model: nn.Module) -> nn.Module:
     if not isinstance(head, nn.Module):
         raise ModelError(f"{type(base_of(model)).__name__} names no output layer: it is not a causal language model")
     return head
+
+
+def autocast(model: nn.Module) -> AbstractContextManager[object]:
+    """Mixed precision where the base was loaded in 16 bits: what trains is stored in float32, the products are not.
+
+    The base, and whatever is tuned on top of it, are scored in the same precision, or their difference would be noise.
+    """
+    dtype = base_of(model).config.dtype
+    if dtype not in (torch.bfloat16, torch.float16):
+        return nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, dtype)  # type: ignore[arg-type]
+
+
+def before_head(model: nn.Module, **inputs: Any) -> torch.Tensor:
+    """[B, T, D] what meets the output layer, which is then given nothing to do."""
+    kept: list[torch.Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        kept.append(args[0])
+        return (args[0][:, :0], *args[1:])
+
+    hook = head_of(model).register_forward_pre_hook(keep)
+    try:
+        model(use_cache=False, **inputs)
+    finally:
+        hook.remove()
+    return kept[0]
 
 
 def untie_head(model: nn.Module) -> nn.Module:
