@@ -90,7 +90,9 @@ def write_base(store, key, rng, gap=0.0, sizes=(MEMBERS, NONMEMBERS, VALIDATION)
 def write_epoch(store, run_id, epoch, evidence):
     with atomic_folder(store.cell(run_id).epoch(epoch)) as path:
         write_stats(path / "stats.parquet", evidence)
-        meta = {"epoch": epoch, "training_loss": 2.0, "seconds_training": 50.0, "seconds_scoring": 2.0}
+        seconds = {"forward": 30.0, "backward": 20.0, "scoring": 2.0}
+        cost = {"seconds": seconds, "flops": 1e12, "peak_memory": 1 << 30, "peak_flops": 2e11}
+        meta = {"epoch": epoch, "training_loss": 2.0, "cost": cost}
         write_json(path / "meta.json", {**meta, "tokens_trained": 10, "tokens_scored": 10})
 
 
@@ -452,7 +454,7 @@ def build_large(path, cells=100, epochs=15, models=2):
         write_base(store, f"b{m}", rng, sizes=sizes)
     template = path / "template"
     write_stats(template / "stats.parquet", stats(rng, 2.0, 0.5, sizes=sizes))
-    write_json(template / "meta.json", {"epoch": 1, "seconds_training": 100.0, "seconds_scoring": 5.0})
+    write_json(template / "meta.json", {"epoch": 1, "cost": {"seconds": {"forward": 100.0, "scoring": 5.0}}})
     entries, rows = [], []
     for n in range(cells):
         options = {"placement": ("attention", "projection", "both")[n // models % 3], "rank": n, "learning_rate": 1e-4}

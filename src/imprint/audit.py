@@ -19,7 +19,7 @@ from imprint.types import Example, TokenStats
 if TYPE_CHECKING:
     from torch import nn
 
-    from imprint.scoring.score import Logits
+    from imprint.engine.forward import Forward
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,22 @@ class Audit:
         """Tokens of one scoring pass."""
         return sum(len(record) for record in self.scored)
 
+    @property
+    def scored_tokens(self) -> int:
+        """Scored tokens of one scoring pass."""
+        return sum(len(record.predictors) for record in self.scored)
+
     def stats(
         self,
         model: nn.Module,
         budget: int,
         progress: Callable[[int], None] | None = None,
-        logits: Logits | None = None,
+        forward: Forward | None = None,
     ) -> TokenStats:
-        """Score every record with `model`, taking the logits from elsewhere if told where."""
+        """Score every record with `model`, by a way that has been found before if there is one."""
         from imprint.scoring.score import token_stats
 
-        return token_stats(model, self.scored, budget, progress, logits)
+        return token_stats(model, self.scored, budget, progress, forward)
 
     def perplexity(self, stats: TokenStats) -> float:
         """Token-weighted perplexity of the validation records."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imprint.audit import Audit
 from imprint.errors import ImprintError
@@ -31,11 +31,11 @@ def resume(folder: CellFolder, trainer: Trainer) -> int:
 
 
 def write_epoch(
-    folder: CellFolder, report: EpochReport, stats: TokenStats, trainer: Trainer, seconds: float, audit: Audit
+    folder: CellFolder, report: EpochReport, stats: TokenStats, trainer: Trainer, audit: Audit, cost: dict[str, Any]
 ) -> None:
     """Evidence, weights and resume state of an epoch appear together; what they replace then goes.
 
-    Weights are kept of the newest epoch and of the best one, which is what one would ship.
+    `cost` is what `costs.measured` says of the epoch. Weights are kept of the newest epoch and of the best one, which is what one would ship.
     """
     from safetensors.torch import save_file
 
@@ -43,10 +43,9 @@ def write_epoch(
         "epoch": report.epoch,
         "training_loss": report.training_loss,
         "tokens_trained": report.tokens,
-        "seconds_training": report.seconds,
         "tokens_scored": audit.tokens,
         "validation_perplexity": audit.perplexity(stats),
-        "seconds_scoring": seconds,
+        "cost": cost,
     }
     with atomic_folder(folder.epoch(report.epoch)) as path:
         write_stats(path / "stats.parquet", stats)

@@ -74,8 +74,12 @@ class Cell:
     @cached_property
     def seconds(self) -> float:
         """Training and scoring time of the finished epochs."""
-        metas = [self.folder.meta(epoch) for epoch in range(1, self.epochs + 1)]
-        return float(sum(meta["seconds_training"] + meta["seconds_scoring"] for meta in metas))
+        return float(sum(sum(cost["seconds"].values()) for cost in self.costs))
+
+    @cached_property
+    def costs(self) -> list[dict[str, Any]]:
+        """What each finished epoch cost: `seconds` by part, `flops`, `peak_memory`, `peak_flops`."""
+        return [dict(self.folder.meta(epoch)["cost"]) for epoch in range(1, self.epochs + 1)]
 
     @cached_property
     def base_meta(self) -> dict[str, Any]:

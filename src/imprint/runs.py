@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,8 @@ from imprint.errors import ImprintError, UsageError, first_line
 from imprint.progress import Progress
 from imprint.recipe import Plan, PlannedCell, plan, read_recipe
 from imprint.rows import Grid, load_grid, write_results
-from imprint.spec import MethodSpec, Runtime
+from imprint.spec import Runtime
 from imprint.store import Store, atomic_folder, read_stats, write_json, write_stats, write_table
-from imprint.tuning.methods import METHODS
 from imprint.types import TokenStats
 
 LARGEST_LOSS = 700.0
@@ -29,7 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from imprint.scoring.score import Logits
+    from imprint.engine.forward import Forward
+    from imprint.tuning.base import Base
 
 
 def run(
@@ -68,8 +68,11 @@ def run(
 
 
 def run_cells(planned: Plan, audits: dict[str, Audit], store: Store, runtime: Runtime, progress: Progress) -> None:
-    """One cell after the other; what fails in one leaves the others alone, unless it is the request that is wrong."""
-    for number, cell in enumerate(planned.cells):
+    """Cells that share a base follow each other; what fails in one leaves the others alone, unless the request is wrong."""
+    from imprint.tuning.base import Base
+
+    base: Base | None = None
+    for number, cell in enumerate(by_base(planned.cells)):
         folder = store.cell(cell.spec.run_id)
         if folder.done:
             folder.drop_states(keep=0)  # a run killed in its last moment leaves one
@@ -77,7 +80,8 @@ def run_cells(planned: Plan, audits: dict[str, Audit], store: Store, runtime: Ru
             continue
         progress.cell(cell.label, number + 1, len(planned.cells))
         try:
-            run_cell(cell, audits[cell.base], store, runtime, progress)
+            base = base if base and base.serves(cell) else Base.of(cell, runtime)
+            run_cell(cell, base, audits[cell.base], store, runtime, progress)
         except UsageError:
             raise  # what was asked for cannot be done: every cell would say so
         except ImprintError as error:
@@ -87,6 +91,15 @@ def run_cells(planned: Plan, audits: dict[str, Audit], store: Store, runtime: Ru
             reason = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
             folder.fail(reason, traceback.format_exc())
             progress.note(f"{cell.label}: failed: {reason} (traceback in {folder.path / 'failed.json'})")
+
+
+def by_base(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
+    """The cells in an order in which each model is loaded, and each split's features are computed, only once."""
+    models = list(dict.fromkeys((cell.located.fingerprint, cell.spec.model.dtype) for cell in cells))
+    bases = list(dict.fromkeys(cell.base for cell in cells))
+    return sorted(
+        cells, key=lambda c: (models.index((c.located.fingerprint, c.spec.model.dtype)), bases.index(c.base))
+    )
 
 
 def finish(grid: Grid) -> pd.DataFrame:
@@ -102,35 +115,35 @@ def finish(grid: Grid) -> pd.DataFrame:
     return frame
 
 
-def run_cell(cell: PlannedCell, audit: Audit, store: Store, runtime: Runtime, progress: Progress) -> None:
+def run_cell(
+    cell: PlannedCell, base: Base, audit: Audit, store: Store, runtime: Runtime, progress: Progress
+) -> None:
     """Tune one model by one method and score it after every epoch; resumes after the last finished epoch."""
-    import torch
-
-    from imprint.tuning.models import count_parameters, load_model, resolve_device
+    from imprint.engine.costs import measured
+    from imprint.tuning.models import count_parameters
     from imprint.tuning.train import Trainer, train
 
     spec, folder = cell.spec, store.cell(cell.spec.run_id)
-    model = load_model(cell.located, spec.model.dtype, resolve_device(runtime.device))
-    base = score_base(cell, audit, model, store, runtime, progress)  # before a tuner exists
-    torch.manual_seed(spec.seed)
-    model = attach(model, spec.method)
-    rate = spec.method.options["learning_rate"]
-    logits = logits_of(model, audit, runtime.token_budget)
-    trainer = Trainer(model, audit.tuned, spec.train, rate, spec.seed, runtime.token_budget, logits)
+    reference = score_base(cell, audit, base, store, runtime, progress)  # before a tuner exists
+    model = base.tuned(spec.method, spec.seed)
+    forward = forward_for(model, base, cell, audit, store, runtime)
+    trainer = Trainer(model, audit.tuned, spec.train, spec.method.options["learning_rate"], spec.seed)
     counts = dict(zip(("trainable", "parameters"), count_parameters(model), strict=True))
     write_json(folder.path / "spec.json", spec.model_dump(mode="json"))
     done = resume(folder, trainer)
     progress.start(audit, spec.train.epochs, done)
-    for report in train(trainer, done, progress.trained):
+    for [report] in train([trainer], forward, runtime.token_budget, done, progress.trained):
+        assert report is not None
         started = time.perf_counter()
-        stats = audit.stats(model, runtime.token_budget, progress.scored, logits) if not report.diverged else None
+        stats = audit.stats(model, runtime.token_budget, progress.scored, forward) if not report.diverged else None
         if reason := report.diverged or _broken(stats, report.epoch):
             folder.finish(status="diverged", reason=reason, **counts)
             progress.note(f"{cell.label}: diverged: {reason}")
             return
         assert stats is not None
-        write_epoch(folder, report, stats, trainer, time.perf_counter() - started, audit)
-        progress.epoch(report, stats, base, audit)
+        cost = measured(model, forward, trainer, audit.scored, report, time.perf_counter() - started)
+        write_epoch(folder, report, stats, trainer, audit, cost)
+        progress.epoch(report, stats, reference, audit)
     folder.finish(status="done", reason=None, **counts)
 
 
@@ -150,40 +163,32 @@ def prepare_audits(planned: Plan, store: Store) -> dict[str, Audit]:
     return audits
 
 
-def attach(model: nn.Module, method: MethodSpec) -> nn.Module:
-    """The model made tunable.
-
-    Raises:
-        UsageError: an option does not fit this model.
-        ImprintError: the method does not work with this architecture; the reason is the library's own first line.
-    """
-    try:
-        return METHODS[method.name].attach(model, method.options)
-    except ImprintError:
-        raise
-    except Exception as error:  # peft raises many kinds where an architecture lacks what a method needs
-        raise ImprintError(f"{method.name} does not work with {type(model).__name__}: {first_line(error)}") from error
-
-
-def logits_of(model: nn.Module, audit: Audit, budget: int) -> Logits:
+def forward_for(
+    model: nn.Module, base: Base, cell: PlannedCell, audit: Audit, store: Store, runtime: Runtime
+) -> Forward:
     """From hidden states computed once where only the output layer trains, else from the texts."""
-    from imprint.scoring.features import from_features
-    from imprint.scoring.score import from_texts
+    from imprint.engine.compiled import pays
+    from imprint.engine.features import kept_forward
+    from imprint.engine.forward import forward_of
     from imprint.tuning.models import only_head_trains
 
     if only_head_trains(model):
-        return from_features(model, (*audit.tuned, *audit.scored), budget)
-    return from_texts(model)
+        records = (*audit.tuned, *audit.scored)
+        forward = kept_forward(model, base.features(cell.base, records, runtime.token_budget, store.path))
+    else:
+        forward = forward_of(model)
+    logits = audit.scored_tokens * forward.output.vocabulary * (cell.spec.train.epochs + 1)
+    return forward.compiled() if pays(logits, base.device) else forward
 
 
 def score_base(
-    cell: PlannedCell, audit: Audit, model: nn.Module, store: Store, runtime: Runtime, progress: Progress
+    cell: PlannedCell, audit: Audit, base: Base, store: Store, runtime: Runtime, progress: Progress
 ) -> TokenStats:
     """Epoch 0: the untouched base on the same records, once per (model, data, seed) and shared by all methods."""
     path = store.base(cell.base)
     if not path.is_dir():
         started = time.perf_counter()
-        stats = audit.stats(model, runtime.token_budget)
+        stats = audit.stats(base.model, runtime.token_budget)
         if reason := _broken(stats, 0):
             raise ImprintError(f"the base model itself cannot be used: {reason}")
         with atomic_folder(path) as folder:

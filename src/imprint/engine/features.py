@@ -14,6 +14,7 @@ from torch import nn
 
 from imprint.data.tokens import Encoded, batches
 from imprint.engine.forward import Forward, forward_of
+from imprint.engine.output import output_layer
 from imprint.engine.packed import targets
 from imprint.store import PART
 
@@ -56,7 +57,7 @@ def features(model: nn.Module, records: Sequence[Encoded], budget: int, folder: 
     spans = {record.id: (ends[n], ends[n + 1]) for n, record in enumerate(unique)}
     states, file = None, None
     for group in batches([len(record) for record in unique], budget):
-        found, _ = hidden([unique[n] for n in group])
+        found, _ = hidden([[unique[n] for n in group]])
         if states is None:
             states, file = _room(ends[-1], found, folder)
         for n, part in zip(group, torch.split(found, [rows[n] for n in group]), strict=True):
@@ -77,12 +78,11 @@ def _room(count: int, like: torch.Tensor, folder: Path | None) -> tuple[torch.Te
 
 def kept_forward(model: nn.Module, kept: Features) -> Forward:
     """A `Forward` from hidden states that are there already."""
-    from imprint.engine.output import output_layer
-
     device = next(model.parameters()).device
 
-    def hidden(records: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+    def hidden(asked: Sequence[Sequence[Encoded]]) -> tuple[torch.Tensor, torch.Tensor]:
+        [records] = asked
         states, tokens = kept(records)
         return states.to(device), tokens.to(device)
 
-    return Forward(output_layer(model), hidden, lambda: hidden)
+    return Forward(output_layer(model), hidden, lambda: hidden, kept=True)

@@ -7,7 +7,7 @@ model itself, before it is used; an architecture or an adapter that does not go 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from imprint.engine.output import OutputLayer, output_layer
 from imprint.engine.packed import PackedRuns
 from imprint.tuning.models import autocast, base_of, before_head
 
-Hidden = Callable[[Sequence[Encoded]], tuple[torch.Tensor, torch.Tensor]]
-"""Records → ([R, D] hidden states before the output layer, [R] the tokens they predict), record after record."""
+Hidden = Callable[[Sequence[Sequence[Encoded]]], tuple[torch.Tensor, torch.Tensor]]
+"""The records of each run → ([R, D] hidden states before the output layer, [R] the tokens they predict), run after run,
+record after record."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,21 @@ class Forward:
 
     Attributes:
         output: the output layer.
-        hidden: with gradients where something below the output layer trains.
+        hidden: with gradients where something below the output layer trains; of as many runs as the pass has.
         checkpoint: makes a `hidden` for a model that stays as it is for a while: what its texts share is computed once.
         packed: the pass over packed texts, where that is the way.
+        kept: whether the hidden states were computed before and are only looked up.
     """
 
     output: OutputLayer
     hidden: Hidden
     checkpoint: Callable[[], Hidden]
     packed: PackedRuns | None = None
+    kept: bool = False
+
+    def compiled(self) -> Forward:
+        """With what reads the logits compiled."""
+        return replace(self, output=replace(self.output, fused=True))
 
 
 def forward_of(model: nn.Module) -> Forward:
@@ -45,16 +52,23 @@ def forward_of(model: nn.Module) -> Forward:
     Raises:
         ImprintError: the model does not pass its hidden states through its output layer.
     """
-    output, padded = output_layer(model), padded_hidden(model)
-    runs = PackedRuns([model])
+    output, padded, quick = output_layer(model), padded_hidden(model), PackedRuns([model])
+    if _agree(quick.hidden, padded, model):
+        return _packed(output, quick)
+    return Forward(output, padded, lambda: padded)
 
+
+def joined(models: Sequence[nn.Module], output: OutputLayer) -> Forward:
+    """One pass for several tuned models that share the weights of one base and go the packed way each."""
+    return _packed(output, PackedRuns(models))
+
+
+def _packed(output: OutputLayer, runs: PackedRuns) -> Forward:
     def checkpoint() -> Hidden:
         shared = runs.shared()
-        return lambda records: runs.hidden([records], shared)
+        return lambda asked: runs.hidden(asked, shared)
 
-    if _agree(lambda records: runs.hidden([records]), padded, model):
-        return Forward(output, lambda records: runs.hidden([records]), checkpoint, runs)
-    return Forward(output, padded, lambda: padded)
+    return Forward(output, runs.hidden, checkpoint, runs)
 
 
 def padded_hidden(model: nn.Module) -> Hidden:
@@ -65,7 +79,8 @@ def padded_hidden(model: nn.Module) -> Hidden:
     """
     device = next(model.parameters()).device
 
-    def hidden(records: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+    def hidden(asked: Sequence[Sequence[Encoded]]) -> tuple[torch.Tensor, torch.Tensor]:
+        [records] = asked
         ids, scored = (torch.from_numpy(array).to(device) for array in pad(records))
         rows, columns = scored.nonzero(as_tuple=True)
         with autocast(model):
@@ -85,9 +100,9 @@ def _agree(quick: Hidden, plain: Hidden, model: nn.Module) -> bool:
         ids = rng.integers(0, config.vocab_size, length).astype(np.int32)
         records.append(Encoded(f"probe {n}", ids, np.arange(length) > 0, 0))
     model.eval()
-    wanted, _ = plain(records)
+    wanted, _ = plain([records])
     try:
-        found, _ = quick(records)
+        found, _ = quick([records])
     except (AttributeError, KeyError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
     rounding = 1e-4 if base_of(model).config.dtype == torch.float32 else 5e-2  # type: ignore[union-attr]

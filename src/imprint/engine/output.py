@@ -74,16 +74,17 @@ class OutputLayer:
 
     def loss_and_gradient(
         self, hidden_RD: torch.Tensor, targets_R: torch.Tensor, weights_R: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """([R] negative log-likelihoods, [R, D] gradient of Σ w · nll with respect to the hidden states).
 
-        Where the layer trains, its gradient is added to `weight.grad` and `bias.grad`.
+        Where the layer trains, its gradient is added to `weight.grad` and `bias.grad`; where the hidden states ask for
+        none, theirs is None.
         """
         work = self._opaque_gradient if self.opaque else self._gradient
-        step = max(64, TRAINING_LOGITS // self.vocabulary)
-        parts = [work(h, x, w) for h, x, w in _pieces(step, hidden_RD, targets_R, weights_R)]
+        step, below = max(64, TRAINING_LOGITS // self.vocabulary), hidden_RD.requires_grad
+        parts = [work(h, x, w, below) for h, x, w in _pieces(step, hidden_RD.detach(), targets_R, weights_R)]
         nll, gradient = zip(*parts, strict=True)
-        return torch.cat(nll), torch.cat(gradient).to(hidden_RD.dtype)
+        return torch.cat(nll), torch.cat(gradient).to(hidden_RD.dtype) if below else None
 
     def _piece(self) -> tuple[int, int]:
         """Tokens and vocabulary entries of a piece."""
@@ -124,8 +125,8 @@ class OutputLayer:
 
     @torch.no_grad()
     def _gradient(
-        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, below: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         z = self._logits(hidden)
         top, picked = z.amax(1, keepdim=True), z.gather(1, targets[:, None])
         slope = None if self.cap is None else (z / self.cap).square_().neg_().add_(1)  # of the cap
@@ -133,26 +134,24 @@ class OutputLayer:
         total = p.sum(1, keepdim=True)
         nll = (total.log() + top - picked)[:, 0]
         w = (weights * self.scale)[:, None]
-        if slope is None and not self.weight.requires_grad:  # onehot and division leave [R, V] alone
-            rows = self.weight[targets].float()
-            return nll, (_product32(p, self.weight.t()) / total - rows).mul_(w)
+        trains = [t for t in (self.weight, self.bias) if t is not None and t.requires_grad]
+        if slope is None and not trains:  # softmax's division and the onehot can wait until [R, V] is gone
+            return nll, (_product32(p, self.weight.t()) / total - self.weight[targets].float()).mul_(w)
         p.div_(total)
         p[torch.arange(len(p), device=p.device), targets] -= 1
         p = (p if slope is None else p.mul_(slope)).mul_(w)
-        if self.weight.requires_grad:
-            _add_gradient(self.weight, _product32(p.t(), hidden.t()))
-        if self.bias is not None and self.bias.requires_grad:
-            _add_gradient(self.bias, p.sum(0))
-        return nll, _product32(p, self.weight.t())
+        for parameter in trains:
+            gradient = _product32(p.t(), hidden.t()) if parameter is self.weight else p.sum(0)
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return nll, _product32(p, self.weight.t()) if below else None
 
     def _opaque_gradient(
-        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        leaf = hidden.detach().requires_grad_()
+        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, below: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        leaf = hidden.clone().requires_grad_(below)
         with torch.enable_grad():
             nll = F.cross_entropy(self._logits(leaf), targets, reduction="none")
             (nll * weights).sum().backward()
-        assert leaf.grad is not None
         return nll.detach(), leaf.grad
 
 
@@ -216,11 +215,6 @@ def _joined(parts: torch.Tensor, picked: torch.Tensor, top_R: torch.Tensor) -> M
     log_whole = whole.log()
     logp = (picked.double() - peak - log_whole).clamp_min(LEAST)
     return logp.float(), (mean - log_whole).float(), variance.sqrt().float(), top_R
-
-
-def _add_gradient(parameter: torch.Tensor, gradient: torch.Tensor) -> None:
-    gradient = gradient.to(parameter.dtype)
-    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def output_layer(model: nn.Module) -> OutputLayer:

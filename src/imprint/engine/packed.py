@@ -7,12 +7,17 @@ once a checkpoint when scoring: a prefix is keys and values already; those of a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel, PeftType
+from peft.tuners.lora import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from imprint.data.tokens import Encoded
 from imprint.engine.attention import packed
@@ -39,6 +44,8 @@ class PackedRuns:
         for path in sorted({path for updates in found for path in updates or ()}):
             self.of[_plain(self.host, path)] = [(updates or {}).get(path) for updates in found]
         self.exchanged = exchanges(self.host, set(self.of))
+        if self.of:
+            self.exchanged += [(module, _Through) for module in self.host.modules() if type(module) is Linear]
         self.recompute: Sequence[nn.Module] = ()
         """Blocks whose inner activations are computed again in the backward pass instead of kept."""
 
@@ -125,9 +132,14 @@ class PackedRuns:
         return row.kept
 
 
-def _kind(model: nn.Module) -> str:
-    from peft import PeftModel, PeftType
+class _Through(Linear):  # type: ignore[misc]
+    """A LoRA layer while its base matrix adds the update itself."""
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x)  # type: ignore[no-any-return]
+
+
+def _kind(model: nn.Module) -> str:
     if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
         return ""
     return "prefix" if model.active_peft_config.peft_type == PeftType.PREFIX_TUNING else "prompt"
@@ -135,9 +147,6 @@ def _kind(model: nn.Module) -> str:
 
 def low_rank_updates(model: nn.Module) -> dict[str, LowRank] | None:
     """path → update of every adapted matrix; None where an adapter is anything but plain LoRA on plain matrices."""
-    from peft.tuners.lora import Linear
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     updates = {}
     for path, module in base_of(model).named_modules():
         if not isinstance(module, BaseTunerLayer):
@@ -183,11 +192,6 @@ def targets(asked: Sequence[Sequence[Encoded]]) -> torch.Tensor:
 @contextmanager
 def recomputed(blocks: Sequence[nn.Module], inside: Callable[[], ExitStack]) -> Iterator[None]:
     """Gradient checkpointing (Chen et al. 2016): of each block only the input is kept; `inside` is entered again."""
-    from contextlib import nullcontext
-    from functools import partial
-
-    from torch.utils.checkpoint import checkpoint
-
     for block in blocks:
         block.forward = partial(  # type: ignore[method-assign]
             checkpoint, block.forward, use_reentrant=False, context_fn=lambda: (nullcontext(), inside())

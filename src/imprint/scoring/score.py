@@ -43,7 +43,7 @@ def token_stats(
     with torch.inference_mode():
         hidden = forward.checkpoint()
         for group in batches([len(r) for r in records], budget):
-            values = forward.output.moments(*hidden([records[n] for n in group]))
+            values = forward.output.moments(*hidden([[records[n] for n in group]]))
             where = np.concatenate([np.arange(offsets[n], offsets[n + 1]) for n in group])
             logp[where], mean[where], std[where], top[where] = (v.cpu().numpy() for v in values)
             if progress:

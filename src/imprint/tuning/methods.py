@@ -73,12 +73,14 @@ class Method:
         attach: `(model, options) -> model` whose parameters with `requires_grad` are what trains, in float32.
         rate: default learning rate at `REFERENCE_WIDTH`.
         scaled: whether the rate falls with the width of the model.
+        leaves_base: whether the base's weights stay as they are, so that runs can share them.
     """
 
     options: type[Options]
     attach: Callable[[nn.Module, dict[str, Any]], nn.Module]
     rate: float
     scaled: bool
+    leaves_base: bool = True
 
     def default_rate(self, width: int) -> float:
         """Rounded to two digits, so that it reads well and hashes the same everywhere."""
@@ -90,10 +92,10 @@ def _full(model: nn.Module, options: dict[str, Any]) -> nn.Module:
 
 
 def _head(model: nn.Module, options: dict[str, Any]) -> nn.Module:
-    from imprint.tuning.models import untie_head
+    from imprint.tuning.models import own_head
 
     model.requires_grad_(False)
-    untie_head(model).float().requires_grad_(True)
+    own_head(model).float().requires_grad_(True)
     return model
 
 
@@ -154,7 +156,7 @@ def _p_tuning(model: nn.Module, options: dict[str, Any]) -> nn.Module:
 
 
 METHODS: dict[str, Method] = {
-    "full": Method(Options, _full, rate=5e-4, scaled=True),
+    "full": Method(Options, _full, rate=5e-4, scaled=True, leaves_base=False),
     "head": Method(Options, _head, rate=2e-3, scaled=True),
     "lora": Method(LoraOptions, _lora, rate=5e-3, scaled=True),
     "prefix": Method(InitOptions, _prefix, rate=1e-1, scaled=False),

@@ -156,18 +156,22 @@ def before_head(model: nn.Module, **inputs: Any) -> torch.Tensor:
     return kept[0]
 
 
-def untie_head(model: nn.Module) -> nn.Module:
-    """Give the output layer weights of its own where it shares them with the input embedding; returns it.
+def own_head(model: nn.Module) -> nn.Module:
+    """Give the output layer weights of its own; returns it.
 
-    GPT-2 and Llama-3.2-1B tie the two: training "the head" would train the input embedding as well.
+    GPT-2 and Llama-3.2-1B share them with the input embedding: training "the head" would train that as well. Elsewhere
+    they may be shared with other runs on the same base.
     """
-    head = head_of(model)
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    if head.weight is embedding.weight:
-        head = copy.deepcopy(head)
-        model.set_output_embeddings(head)  # type: ignore[operator]
-        model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+    head = copy.deepcopy(head_of(model))
+    model.set_output_embeddings(head)  # type: ignore[operator]
+    model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     return head
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """New modules and a new configuration around the same weights: what is attached to one copy leaves others alone."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

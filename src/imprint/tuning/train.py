@@ -1,16 +1,18 @@
-"""`train` is a generator: it yields after each epoch and the caller measures, saves, stops early.
+"""Training, an epoch at a time: the caller measures, saves and stops in between.
 
 Bit-equal resume. The order of the records, the dropout masks and the learning rate of an epoch are functions of
 (seed, epoch) alone, so the whole state is what trains and the two moments of AdamW.
 
 Every optimiser step sees the same `batch_size` records whatever the memory: they are split under the token budget and
-each part's loss is divided by the step's scored tokens, so accumulation is exact in tokens.
+each token's loss is divided by the step's scored tokens, so accumulation is exact in tokens.
+
+Several runs on one base may share their passes: each has its own records, order, rate and optimiser, and ends where it
+would have ended alone, to float precision.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from imprint.data.tokens import Encoded, batches
-from imprint.scoring.score import Logits, from_texts
+from imprint.data.tokens import Encoded
+from imprint.data.tokens import batches as budgeted
+from imprint.engine.clock import Clock
+from imprint.engine.forward import Forward
 from imprint.spec import TrainSpec
 from imprint.tuning.models import trainable, training_mode
 
@@ -32,84 +36,58 @@ class EpochReport:
 
     Attributes:
         training_loss: mean negative log-likelihood per scored token while training, nats.
-        tokens: tokens that went through the model, padding excluded.
-        seconds: wall time.
+        tokens: tokens of the run's records that went through the model.
+        seconds: by part of the work (`clock.PARTS`); of a shared pass, the run's share by tokens.
         diverged: why the run stopped, or "".
     """
 
     epoch: int
     training_loss: float
     tokens: int
-    seconds: float
+    seconds: dict[str, float]
     diverged: str = ""
 
 
 class Trainer:
-    """The state of one training: the model, its optimiser and the schedule."""
+    """The state of one training: what trains, its optimiser and the schedule."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        records: Sequence[Encoded],
-        spec: TrainSpec,
-        learning_rate: float,
-        seed: int,
-        budget: int,
-        logits: Logits | None = None,
+        self, model: nn.Module, records: Sequence[Encoded], spec: TrainSpec, learning_rate: float, seed: int
     ) -> None:
-        """`logits`: where they come from (default: the whole model)."""
-        from accelerate import Accelerator
-
-        self.spec, self.records, self.seed, self.budget, self.peak = spec, records, seed, budget, learning_rate
+        self.model, self.records, self.spec, self.peak, self.seed = model, records, spec, learning_rate, seed
         self.parameters = trainable(model)
-        optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=learning_rate, weight_decay=spec.weight_decay, fused=_fusable(model)
-        )
         self.device = next(model.parameters()).device
-        self.accelerator = Accelerator(cpu=self.device.type == "cpu")
-        self.model, self.logits = model, logits or from_texts(model)
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=learning_rate,
+            weight_decay=spec.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
 
     @property
     def steps(self) -> int:
         """Optimiser steps of an epoch."""
         return math.ceil(len(self.records) / self.spec.batch_size)
 
-    def epoch(self, number: int, progress: Callable[[int], None] | None = None) -> EpochReport:
-        """Train for one epoch, the first being 1; a loss or gradient that is not finite ends it."""
-        started, total, scored, tokens = time.perf_counter(), 0.0, 0, 0
-        torch.manual_seed(_seed(self.seed, number))
-        order = np.random.default_rng([self.seed, number]).permutation(len(self.records))
-        training_mode(self.model)
-        for step in range(self.steps):
-            chosen = order[step * self.spec.batch_size : (step + 1) * self.spec.batch_size]
-            rate = self.peak * schedule(self.spec, (number - 1) * self.steps + step, self.spec.epochs * self.steps)
-            loss, count, why = self._step([self.records[n] for n in chosen], rate)
-            total, scored = total + loss, scored + count
-            tokens += sum(len(self.records[n]) for n in chosen)
-            if why:
-                return EpochReport(number, math.nan, tokens, time.perf_counter() - started, f"{why} in epoch {number}")
-            if progress:
-                progress(sum(len(self.records[n]) for n in chosen))
-        return EpochReport(number, total / scored, tokens, time.perf_counter() - started)
+    def batches(self, epoch: int) -> list[list[Encoded]]:
+        """The records of each step."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.records))
+        size = self.spec.batch_size
+        return [[self.records[n] for n in order[step * size : (step + 1) * size]] for step in range(self.steps)]
 
-    def _step(self, records: list[Encoded], rate: float) -> tuple[float, int, str]:
-        """One optimiser step: (summed loss, scored tokens, why it could not be made)."""
-        count, total = sum(int(record.scored.sum()) for record in records), 0.0
-        for group in batches([len(record) for record in records], self.budget):
-            loss = nn.functional.cross_entropy(*self.logits([records[n] for n in group]), reduction="sum")
-            self.accelerator.backward(loss / count)
-            total += loss.item()
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.spec.max_grad_norm)
-        if not math.isfinite(total):
-            return total, count, "the loss stopped being finite"
+    def update(self, epoch: int, step: int, loss: float) -> str:
+        """Clip the gradients and move; or say why that cannot be, and move nothing."""
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.spec.max_grad_norm)
+        if not math.isfinite(loss):
+            return f"the loss stopped being finite in epoch {epoch}"
         if not math.isfinite(float(norm)):
-            return total, count, "the gradient stopped being finite"
+            return f"the gradient stopped being finite in epoch {epoch}"
+        done, whole = (epoch - 1) * self.steps + step, self.spec.epochs * self.steps
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.peak * schedule(self.spec, done, whole)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return total, count, ""
+        return ""
 
     def state(self) -> State:
         """Everything that resuming needs: what trains, and the optimiser's moments."""
@@ -134,13 +112,95 @@ class Trainer:
         self.optimizer.load_state_dict(document)
 
 
-def train(trainer: Trainer, done: int = 0, progress: Callable[[int], None] | None = None) -> Iterator[EpochReport]:
-    """Yield after each epoch that is not done yet; a diverged one is the last."""
-    for number in range(done + 1, trainer.spec.epochs + 1):
-        report = trainer.epoch(number, progress)
-        yield report
-        if report.diverged:
+def train(
+    trainers: Sequence[Trainer],
+    forward: Forward,
+    budget: int,
+    done: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[list[EpochReport | None]]:
+    """Yield after each epoch that is not done yet a report per run; a run that has diverged has None from then on.
+
+    Args:
+        trainers: the runs that share the passes of `forward`, in its order; one of them in most cases.
+        budget: tokens per pass.
+        done: epochs that are finished.
+        progress: called with the number of tokens after each step.
+    """
+    alive = list(trainers)
+    for number in range(done + 1, trainers[0].spec.epochs + 1):
+        reports = _epoch(trainers, [t in alive for t in trainers], forward, budget, number, progress)
+        yield reports
+        alive = [t for t, report in zip(trainers, reports, strict=True) if report and not report.diverged]
+        if not alive:
             return
+
+
+def _epoch(
+    trainers: Sequence[Trainer],
+    alive: list[bool],
+    forward: Forward,
+    budget: int,
+    number: int,
+    progress: Callable[[int], None] | None,
+) -> list[EpochReport | None]:
+    """One epoch, the first being 1; a loss or gradient that is not finite ends it for its run."""
+    clock, runs = Clock(trainers[0].device), range(len(trainers))
+    loss, scored, tokens, why = [0.0 for _ in runs], [0 for _ in runs], [0 for _ in runs], ["" for _ in runs]
+    torch.manual_seed(_seed(trainers[0].seed, number))
+    for trainer in trainers:
+        training_mode(trainer.model)
+    batches = [trainer.batches(number) if alive[n] else [] for n, trainer in enumerate(trainers)]
+    for step in range(max(len(own) for own in batches)):
+        chosen = [own[step] if step < len(own) and not why[n] else [] for n, own in enumerate(batches)]
+        if not any(chosen):
+            break
+        sums = backward(forward, chosen, budget, clock)
+        with clock("optimizer"):
+            for n in [n for n in runs if chosen[n]]:
+                why[n] = trainers[n].update(number, step, sums[n])
+                loss[n], scored[n] = loss[n] + sums[n], scored[n] + _scored(chosen[n])
+                tokens[n] += sum(len(record) for record in chosen[n])
+        if progress:
+            progress(sum(len(record) for records in chosen for record in records))
+    seconds = clock.read()
+    reports: list[EpochReport | None] = []
+    for n in runs:
+        own = {part: value * tokens[n] / sum(tokens) for part, value in seconds.items()}
+        mean = math.nan if why[n] else loss[n] / max(scored[n], 1)
+        reports.append(EpochReport(number, mean, tokens[n], own, why[n]) if alive[n] else None)
+    return reports
+
+
+def backward(forward: Forward, chosen: Sequence[Sequence[Encoded]], budget: int, clock: Clock) -> list[float]:
+    """Gradients of each run's mean loss over its records' scored tokens are added up; the summed losses returned.
+
+    Args:
+        chosen: the records of each run in this step.
+        budget: tokens per pass: as many passes are made as it takes, with the same gradients.
+    """
+    items = [(run, record) for run, records in enumerate(chosen) for record in records]
+    sums = torch.zeros(len(chosen), device=forward.output.weight.device)
+    each = [1 / max(_scored(records), 1) for records in chosen]
+    for group in budgeted([len(record) for _, record in items], budget):
+        asked: list[list[Encoded]] = [[] for _ in chosen]
+        for run, record in (items[n] for n in group):
+            asked[run].append(record)
+        sizes = torch.tensor([_scored(records) for records in asked])
+        with clock("forward"):
+            hidden, targets = forward.hidden(asked)
+        with clock("output"):
+            weights = torch.repeat_interleave(torch.tensor(each), sizes).to(hidden.device)
+            nll, gradient = forward.output.loss_and_gradient(hidden, targets, weights)
+            sums += torch.stack([part.sum() for part in torch.split(nll, sizes.tolist())])
+        if gradient is not None:
+            with clock("backward"):
+                hidden.backward(gradient)
+    return sums.tolist()  # type: ignore[no-any-return]
+
+
+def _scored(records: Sequence[Encoded]) -> int:
+    return sum(len(record.predictors) for record in records)
 
 
 def schedule(spec: TrainSpec, step: int, steps: int) -> float:
@@ -158,10 +218,6 @@ def schedule(spec: TrainSpec, step: int, steps: int) -> float:
     if spec.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
     return 1.0
-
-
-def _fusable(model: nn.Module) -> bool:
-    return next(model.parameters()).device.type in ("cpu", "cuda")
 
 
 def _seed(seed: int, epoch: int) -> int:

@@ -1,0 +1,72 @@
+"""One base model, loaded once and lent to one run after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from imprint.data.tokens import Encoded
+from imprint.engine.features import Features, features
+from imprint.errors import ImprintError, first_line
+from imprint.recipe import PlannedCell
+from imprint.spec import MethodSpec, Runtime
+from imprint.tuning.locate import Located
+from imprint.tuning.methods import METHODS
+from imprint.tuning.models import load_model, resolve_device, shared_copy
+
+
+class Base:
+    """A base model in memory.
+
+    Attributes:
+        located, dtype, device: what is loaded, how, and where to.
+    """
+
+    def __init__(self, located: Located, dtype: str, device: torch.device) -> None:
+        self.located, self.dtype, self.device = located, dtype, device
+        self._model: nn.Module | None = None
+        self._features: tuple[str, Features] | None = None
+
+    @classmethod
+    def of(cls, cell: PlannedCell, runtime: Runtime) -> Base:
+        return cls(cell.located, cell.spec.model.dtype, resolve_device(runtime.device))
+
+    def serves(self, cell: PlannedCell) -> bool:
+        return (self.located.fingerprint, self.dtype) == (cell.located.fingerprint, cell.spec.model.dtype)
+
+    @property
+    def model(self) -> nn.Module:
+        """As it was loaded; not to be changed."""
+        if self._model is None:
+            self._model = load_model(self.located, self.dtype, self.device)
+        return self._model
+
+    def tuned(self, method: MethodSpec, seed: int) -> nn.Module:
+        """A model to tune. It shares the base's weights where the method leaves them alone, else it takes them along.
+
+        Raises:
+            UsageError: an option does not fit this model.
+            ImprintError: the method does not work with this architecture; the reason is the library's own first line.
+        """
+        row, model = METHODS[method.name], self.model
+        if row.leaves_base:
+            model = shared_copy(model)
+        else:
+            self._model = None
+        torch.manual_seed(seed)
+        try:
+            return row.attach(model, method.options)
+        except ImprintError:
+            raise
+        except Exception as error:  # peft raises many kinds where an architecture lacks what a method needs
+            raise ImprintError(f"{method.name} does not work with {type(model).__name__}: {first_line(error)}") from error
+
+    def features(self, key: str, records: Sequence[Encoded], budget: int, folder: Path) -> Features:
+        """The base's hidden states of the records that `key` stands for; those of the last key are kept."""
+        if self._features is None or self._features[0] != key:
+            self._features = None  # free the old ones first
+            self._features = key, features(self.model, records, budget, folder)
+        return self._features[1]
