@@ -53,7 +53,9 @@ def run_command(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in train.epochs=3.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    token_budget: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass, padding included.")] = 4096,
+    token_budget: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of one forward pass (default: 2048 on a CPU, 16384 on a GPU).")
+    ] = None,
 ) -> None:
     """Tune and measure every cell of a recipe; the same command again finishes what is missing."""
     quiet_libraries()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,13 +26,13 @@ class Progress:
     def note(self, text: str) -> None:
         """Something worth a line."""
 
-    def cell(self, label: str, number: int, count: int) -> None:
-        """A cell begins."""
+    def cells(self, labels: Sequence[str], numbers: Sequence[int], count: int) -> None:
+        """A cell begins, or several that share their passes."""
 
-    def base(self, stats: TokenStats, audit: Audit) -> None:
+    def base(self, label: str, stats: TokenStats, audit: Audit) -> None:
         """The base has been scored, or its scores were found."""
 
-    def start(self, audit: Audit, epochs: int, done: int) -> None:
+    def start(self, audits: Sequence[Audit], epochs: int, done: int) -> None:
         """Training begins after `done` finished epochs."""
 
     def trained(self, tokens: int) -> None:
@@ -40,8 +41,8 @@ class Progress:
     def scored(self, tokens: int) -> None:
         """Tokens have been scored."""
 
-    def epoch(self, report: EpochReport, stats: TokenStats, base: TokenStats, audit: Audit) -> None:
-        """An epoch has been trained, scored and written."""
+    def epoch(self, label: str, report: EpochReport, stats: TokenStats, audit: Audit) -> None:
+        """An epoch of a cell has been trained, scored and written."""
 
 
 class ConsoleProgress(Progress):
@@ -50,7 +51,7 @@ class ConsoleProgress(Progress):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bar: Bar | None = None
-        self.label, self.place = "", ""
+        self.place: dict[str, str] = {}
         self.started, self.tokens, self.total = 0.0, 0, 0
         self.epochs = 0
 
@@ -58,19 +59,22 @@ class ConsoleProgress(Progress):
         self._stop()
         self.console.print(text, markup=False, highlight=False)
 
-    def cell(self, label: str, number: int, count: int) -> None:
+    def cells(self, labels: Sequence[str], numbers: Sequence[int], count: int) -> None:
         self._stop()
-        self.label, self.place = label, f"[{number}/{count}]"
+        self.place = {
+            label: f"[{number}/{count}] {label}" for label, number in zip(labels, numbers, strict=True)
+        }
 
-    def base(self, stats: TokenStats, audit: Audit) -> None:
-        self._line(f"{self.place} {self.label}: base {_utility(stats, audit)}")
+    def base(self, label: str, stats: TokenStats, audit: Audit) -> None:
+        self._line(f"{self.place[label]}: base {_utility(stats, audit)}")
 
-    def start(self, audit: Audit, epochs: int, done: int) -> None:
-        per_epoch = audit.tokens + sum(len(record) for record in audit.tuned)
+    def start(self, audits: Sequence[Audit], epochs: int, done: int) -> None:
+        per_epoch = sum(audit.tokens + sum(len(record) for record in audit.tuned) for audit in audits)
         self.epochs, self.started, self.tokens = epochs, time.perf_counter(), 0
         self.total = per_epoch * (epochs - done)
-        if done:
-            self._line(f"{self.place} {self.label}: resuming after epoch {done}")
+        for place in self.place.values():
+            if done:
+                self._line(f"{place}: resuming after epoch {done}")
         if self.console.is_terminal:
             self._open()
 
@@ -86,7 +90,7 @@ class ConsoleProgress(Progress):
             console=self.console,
             transient=True,
         )
-        self.bar.add_task(f"{self.place} {self.label}", total=self.total, rate="…")
+        self.bar.add_task(" + ".join(self.place.values()), total=self.total, rate="…")
         self.bar.start()
 
     def trained(self, tokens: int) -> None:
@@ -96,13 +100,13 @@ class ConsoleProgress(Progress):
 
     scored = trained
 
-    def epoch(self, report: EpochReport, stats: TokenStats, base: TokenStats, audit: Audit) -> None:
+    def epoch(self, label: str, report: EpochReport, stats: TokenStats, audit: Audit) -> None:
         left = (self.total - self.tokens) / max(self._rate(), 1e-9)
         self._line(
-            f"{self.place} {self.label}: epoch {report.epoch}/{self.epochs}  {_utility(stats, audit)}  "
+            f"{self.place[label]}: epoch {report.epoch}/{self.epochs}  {_utility(stats, audit)}  "
             f"{self._rate():,.0f} tokens/s  {_clock(left)} left"
         )
-        if report.epoch == self.epochs:
+        if report.epoch == self.epochs and label == list(self.place)[-1]:
             self._stop()
 
     def _rate(self) -> float:

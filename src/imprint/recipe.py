@@ -84,6 +84,11 @@ class PlannedCell:
     located: Located
     pool: Pool
 
+    @property
+    def model_key(self) -> tuple[str, str]:
+        """What is loaded: cells that agree in it share one model in memory."""
+        return self.located.fingerprint, self.spec.model.dtype
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -173,8 +173,8 @@ class Runtime(Strict):
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
-    token_budget: int = Field(default=4096, ge=1)
-    """Tokens, padding included, of one forward pass."""
+    token_budget: int | None = Field(default=None, ge=1)
+    """Tokens of one forward pass (default: 2,048 on a CPU, 16,384 on a GPU)."""
 
 
 def canonical_json(document: Any) -> str:

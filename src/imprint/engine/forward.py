@@ -58,6 +58,11 @@ def forward_of(model: nn.Module) -> Forward:
     return Forward(output, padded, lambda: padded)
 
 
+def may_join(forwards: Sequence[Forward]) -> bool:
+    """Whether each goes the packed way by itself, with nothing that only its own modules can compute."""
+    return all(forward.packed is not None and not forward.packed.alone for forward in forwards)
+
+
 def joined(models: Sequence[nn.Module], output: OutputLayer) -> Forward:
     """One pass for several tuned models that share the weights of one base and go the packed way each."""
     return _packed(output, PackedRuns(models))
@@ -65,8 +70,8 @@ def joined(models: Sequence[nn.Module], output: OutputLayer) -> Forward:
 
 def _packed(output: OutputLayer, runs: PackedRuns) -> Forward:
     def checkpoint() -> Hidden:
-        shared = runs.shared()
-        return lambda asked: runs.hidden(asked, shared)
+        ready = runs.checkpoint()
+        return lambda asked: runs.hidden(asked, ready)
 
     return Forward(output, runs.hidden, checkpoint, runs)
 

@@ -6,8 +6,9 @@ once a checkpoint when scoring: a prefix is keys and values already; those of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,9 +23,22 @@ from torch.utils.checkpoint import checkpoint
 from imprint.data.tokens import Encoded
 from imprint.engine.attention import packed
 from imprint.engine.layout import Layout, Shared, layout
-from imprint.engine.products import FAST, LowRank, Updates, engaged, exchanges
+from imprint.engine.products import FAST, LowRank, Updates, engaged, exchanges, merged
 from imprint.tuning.models import autocast, base_of, before_head
 from imprint.tuning.virtual import cache_pairs
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is the same for all texts while the weights stay as they are.
+
+    Attributes:
+        shared: per run the keys and values that stand in front of its texts.
+        merged: matrices with the LoRA update added.
+    """
+
+    shared: Sequence[Shared | None]
+    merged: Mapping[nn.Module, torch.Tensor]
 
 
 class PackedRuns:
@@ -38,8 +52,10 @@ class PackedRuns:
         self.models, self.host = list(models), base_of(models[0])
         self.kinds = [_kind(model) for model in models]
         found = [low_rank_updates(model) for model in models]
-        if len(models) > 1 and any(updates is None for updates in found):
-            raise ValueError("an adapter needs its own modules: its run goes alone")
+        self.alone = any(updates is None for updates in found)
+        """Whether an adapter needs modules of its own, so that its run can share passes with no other."""
+        if self.alone and len(models) > 1:
+            raise ValueError("an adapter needs modules of its own: its run goes alone")
         self.of: dict[nn.Module, list[LowRank | None]] = {}
         for path in sorted({path for updates in found for path in updates or ()}):
             self.of[_plain(self.host, path)] = [(updates or {}).get(path) for updates in found]
@@ -50,37 +66,42 @@ class PackedRuns:
         """Blocks whose inner activations are computed again in the backward pass instead of kept."""
 
     def hidden(
-        self, asked: Sequence[Sequence[Encoded]], shared: Sequence[Shared | None] | None = None
+        self, asked: Sequence[Sequence[Encoded]], ready: Checkpoint | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """([R, D], [R]) of each run's records, run after run, record after record.
 
         Args:
             asked: per run its records; a run may have none.
-            shared: per run the keys and values before its texts, where they have been computed already.
+            ready: what all texts share, where it has been computed already.
         """
         device = next(self.host.parameters()).device
-        ready = list(shared or [self._prefix(run) for run in range(len(self.models))])
-        prompts = [self._prompt(run) if ready[run] is None else None for run in range(len(self.models))]
+        checkpoint = ready or Checkpoint([self._prefix(run) for run in range(len(self.models))], {})
+        shared = checkpoint.shared
+        prompts = [self._prompt(run) if shared[run] is None else None for run in range(len(self.models))]
         ordered = [sorted(records, key=len, reverse=True) for records in asked]
         row = layout(
             [
                 ([len(record) for record in records], 0 if prompt is None else prompt.shape[1], keys)
-                for records, prompt, keys in zip(ordered, prompts, ready, strict=True)
+                for records, prompt, keys in zip(ordered, prompts, shared, strict=True)
             ],
             self.host.config.get_text_config().hidden_size,  # type: ignore[union-attr, operator]
             device,
         )
         ids = [torch.from_numpy(np.concatenate([record.ids for record in records])) for records in ordered if records]
-        states = self._states(row, [part.long().to(device) for part in ids], prompts)
+        states = self._states(row, [part.long().to(device) for part in ids], prompts, checkpoint.merged)
         return states[_picked(asked, ordered, row).to(device)], targets(asked).to(device)
 
     def _states(
-        self, row: Layout, ids: Sequence[torch.Tensor], prompts: Sequence[torch.Tensor | None]
+        self,
+        row: Layout,
+        ids: Sequence[torch.Tensor],
+        prompts: Sequence[torch.Tensor | None],
+        weights: Mapping[nn.Module, torch.Tensor],
     ) -> torch.Tensor:
         """[N, D] before the output layer."""
         inputs: dict[str, torch.Tensor] = {"position_ids": row.position_ids[None]}
         with ExitStack() as stack:
-            stack.enter_context(self._at_work(row))
+            stack.enter_context(self._at_work(row, weights))
             if all(prompt is None for prompt in prompts):
                 inputs["input_ids"] = torch.cat(list(ids))[None]
             else:
@@ -94,12 +115,12 @@ class PackedRuns:
             return before_head(self.host, **inputs)[0]
 
     @contextmanager
-    def _at_work(self, row: Layout) -> Iterator[None]:
+    def _at_work(self, row: Layout, weights: Mapping[nn.Module, torch.Tensor]) -> Iterator[None]:
         """Fast modules, packed attention, mixed precision, and activations kept or computed again."""
 
         def inside() -> ExitStack:
             stack = ExitStack()
-            stack.enter_context(engaged(self.exchanged, Updates(row.spans, self.of)))
+            stack.enter_context(engaged(self.exchanged, Updates(row.spans, self.of, weights)))
             stack.enter_context(packed(self.host.config, row))
             stack.enter_context(autocast(self.host))
             return stack
@@ -117,9 +138,10 @@ class PackedRuns:
         return self.models[run].get_prompt(batch_size=1) if self.kinds[run] == "prompt" else None  # type: ignore[operator]
 
     @torch.no_grad()
-    def shared(self) -> list[Shared | None]:
-        """Per run the keys and values that stand in front of its texts, as the weights are now."""
-        return [self._prefix(run) or self._from_prompt(run) for run in range(len(self.models))]
+    def checkpoint(self) -> Checkpoint:
+        """What the texts of each run share, as the weights are now."""
+        shared = [self._prefix(run) or self._from_prompt(run) for run in range(len(self.models))]
+        return Checkpoint(shared, merged(self.of) if len(self.models) == 1 else {})
 
     def _from_prompt(self, run: int) -> Shared | None:
         prompt = self._prompt(run)
@@ -128,7 +150,7 @@ class PackedRuns:
         lengths = [([], prompt.shape[1] if other == run else 0, None) for other in range(len(self.models))]
         row = layout(lengths, prompt.shape[-1], prompt.device)
         row.kept = {}
-        self._states(row, [], [prompt if other == run else None for other in range(len(self.models))])
+        self._states(row, [], [prompt if other == run else None for other in range(len(self.models))], {})
         return row.kept
 
 

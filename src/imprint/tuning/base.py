@@ -18,24 +18,31 @@ from imprint.tuning.methods import METHODS
 from imprint.tuning.models import load_model, resolve_device, shared_copy
 
 
+CPU_BUDGET, GPU_BUDGET = 2048, 16384
+"""Tokens of one forward pass: on a CPU what stays in the cache, on a GPU what keeps it busy."""
+
+
 class Base:
     """A base model in memory.
 
     Attributes:
         located, dtype, device: what is loaded, how, and where to.
+        budget: tokens of one forward pass.
     """
 
-    def __init__(self, located: Located, dtype: str, device: torch.device) -> None:
-        self.located, self.dtype, self.device = located, dtype, device
+    def __init__(self, located: Located, dtype: str, device: torch.device, budget: int) -> None:
+        self.located, self.dtype, self.device, self.budget = located, dtype, device, budget
         self._model: nn.Module | None = None
         self._features: tuple[str, Features] | None = None
 
     @classmethod
     def of(cls, cell: PlannedCell, runtime: Runtime) -> Base:
-        return cls(cell.located, cell.spec.model.dtype, resolve_device(runtime.device))
+        device = resolve_device(runtime.device)
+        budget = runtime.token_budget or (CPU_BUDGET if device.type == "cpu" else GPU_BUDGET)
+        return cls(cell.located, cell.spec.model.dtype, device, budget)
 
     def serves(self, cell: PlannedCell) -> bool:
-        return (self.located.fingerprint, self.dtype) == (cell.located.fingerprint, cell.spec.model.dtype)
+        return (self.located.fingerprint, self.dtype) == cell.model_key
 
     @property
     def model(self) -> nn.Module:
@@ -64,9 +71,9 @@ class Base:
         except Exception as error:  # peft raises many kinds where an architecture lacks what a method needs
             raise ImprintError(f"{method.name} does not work with {type(model).__name__}: {first_line(error)}") from error
 
-    def features(self, key: str, records: Sequence[Encoded], budget: int, folder: Path) -> Features:
+    def features(self, key: str, records: Sequence[Encoded], folder: Path) -> Features:
         """The base's hidden states of the records that `key` stands for; those of the last key are kept."""
         if self._features is None or self._features[0] != key:
             self._features = None  # free the old ones first
-            self._features = key, features(self.model, records, budget, folder)
+            self._features = key, features(self.model, records, self.budget, folder)
         return self._features[1]

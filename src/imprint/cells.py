@@ -1,0 +1,174 @@
+"""Cells at work: tune, score after every epoch, write; alone, or as a crew that shares its passes over one base.
+
+A crew pays where a step of one run is too small to keep the machine busy; each run ends where it would have ended alone,
+to float precision (`benchmarks/training.py` measures when it pays).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from imprint.audit import Audit
+from imprint.checkpoint import resume, write_epoch
+from imprint.engine.compiled import pays
+from imprint.engine.costs import measured
+from imprint.engine.features import kept_forward
+from imprint.engine.forward import Forward, forward_of, joined
+from imprint.errors import ImprintError
+from imprint.progress import Progress
+from imprint.recipe import PlannedCell
+from imprint.store import CellFolder, Store, atomic_folder, read_stats, write_json, write_stats, write_table
+from imprint.tuning.base import Base
+from imprint.tuning.models import count_parameters, only_head_trains
+from imprint.tuning.train import EpochReport, Trainer, train
+from imprint.types import TokenStats
+
+LARGEST_LOSS = 700.0
+"""Nats per token of one record, beyond which its perplexity is no float: such a model has diverged."""
+CREW_ROOM = {"cpu": 100_000, "cuda": 4_000_000}
+"""Numbers [tokens, width] that the runs of a crew may have between layers, all together. On a CPU more would leave the
+cache; the figure for a GPU has not been measured."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A cell that is ready to go on after `done` finished epochs."""
+
+    cell: PlannedCell
+    folder: CellFolder
+    audit: Audit
+    model: nn.Module
+    forward: Forward
+    trainer: Trainer
+    done: int
+
+
+def prepare_cell(cell: PlannedCell, base: Base, audit: Audit, store: Store, progress: Progress) -> Work:
+    """Score the base if nobody has, attach the method, and restore the last finished epoch."""
+    spec, folder = cell.spec, store.cell(cell.spec.run_id)
+    progress.base(cell.label, score_base(cell, audit, base, store), audit)  # before a tuner exists
+    model = base.tuned(spec.method, spec.seed)
+    forward = forward_for(model, base, cell, audit, store)
+    trainer = Trainer(model, audit.tuned, spec.train, spec.method.options["learning_rate"], spec.seed)
+    write_json(folder.path / "spec.json", spec.model_dump(mode="json"))
+    return Work(cell, folder, audit, model, forward, trainer, resume(folder, trainer))
+
+
+def crews(
+    cells: Sequence[PlannedCell], audits: Mapping[str, Audit], store: Store, device: str
+) -> list[list[PlannedCell]]:
+    """The cells in an order in which each model is loaded, and each split's features are computed, only once.
+
+    Neighbours on one model that may share their passes are together, as many as there is room for.
+    """
+    models = list(dict.fromkeys(cell.model_key for cell in cells))
+    bases = list(dict.fromkeys(cell.base for cell in cells))
+    ordered = sorted(cells, key=lambda cell: (models.index(cell.model_key), bases.index(cell.base)))
+    found: list[list[PlannedCell]] = []
+    room, last = 0.0, None
+    for cell in ordered:
+        alike = (cell.model_key, cell.spec.train.epochs, store.cell(cell.spec.run_id).finished_epochs())
+        size = _numbers(cell, audits[cell.base])
+        if _may_join(cell) and alike == last and size <= room:
+            found[-1].append(cell)
+            room -= size
+        else:
+            found.append([cell])
+            room = CREW_ROOM.get(device, 0) - size
+        last = alike if _may_join(cell) else None
+    return found
+
+
+def _may_join(cell: PlannedCell) -> bool:
+    options = cell.spec.method.options
+    return cell.spec.method.name in ("lora", "prefix", "prompt", "p_tuning") and not options.get("dropout")
+
+
+def _numbers(cell: PlannedCell, audit: Audit) -> float:
+    """[tokens, width] of a mean optimiser step."""
+    steps = math.ceil(len(audit.tuned) / cell.spec.train.batch_size)
+    return sum(len(record) for record in audit.tuned) / steps * cell.located.hidden_size
+
+
+def run_crew(crew: Sequence[Work], base: Base, progress: Progress) -> None:
+    """Train and score the epochs that are missing; a run that diverges ends, the others go on."""
+    first = crew[0]
+    forward = first.forward if len(crew) == 1 else joined([w.model for w in crew], first.forward.output)
+    epochs = first.cell.spec.train.epochs
+    progress.start([work.audit for work in crew], epochs, first.done)
+    over: set[str] = set()
+    for reports in train([work.trainer for work in crew], forward, base.budget, first.done, progress.trained):
+        for work, report in zip(crew, reports, strict=True):
+            if report is None or work.cell.spec.run_id in over:
+                continue
+            reason = finish_epoch(work, report, base.budget, progress)
+            if reason or report.epoch == epochs:
+                over.add(work.cell.spec.run_id)
+                _finish(work, reason)
+                if reason:
+                    progress.note(f"{work.cell.label}: diverged: {reason}")
+        if len(over) == len(crew):
+            return
+
+
+def finish_epoch(work: Work, report: EpochReport, budget: int, progress: Progress) -> str:
+    """Score the checkpoint and write the epoch; why that could not be, or ""."""
+    if report.diverged:
+        return report.diverged
+    started = time.perf_counter()
+    stats = work.audit.stats(work.model, budget, progress.scored, work.forward)
+    if reason := broken(stats, report.epoch):
+        return reason
+    seconds = time.perf_counter() - started
+    cost = measured(work.model, work.forward, work.trainer, work.audit.scored, report, seconds)
+    write_epoch(work.folder, report, stats, work.trainer, work.audit, cost)
+    progress.epoch(work.cell.label, report, stats, work.audit)
+    return ""
+
+
+def _finish(work: Work, diverged: str) -> None:
+    trainable, parameters = count_parameters(work.model)
+    status = "diverged" if diverged else "done"
+    work.folder.finish(status=status, reason=diverged or None, trainable=trainable, parameters=parameters)
+
+
+def forward_for(model: nn.Module, base: Base, cell: PlannedCell, audit: Audit, store: Store) -> Forward:
+    """From hidden states computed once where only the output layer trains, else from the texts."""
+    if only_head_trains(model):
+        records = (*audit.tuned, *audit.scored)
+        forward = kept_forward(model, base.features(cell.base, records, store.path))
+    else:
+        forward = forward_of(model)
+    logits = audit.scored_tokens * forward.output.vocabulary * (cell.spec.train.epochs + 1)
+    return forward.compiled() if pays(logits, base.device) else forward
+
+
+def score_base(cell: PlannedCell, audit: Audit, base: Base, store: Store) -> TokenStats:
+    """Epoch 0: the untouched base on the same records, once per (model, data, seed) and shared by all methods."""
+    path = store.base(cell.base)
+    if not path.is_dir():
+        started = time.perf_counter()
+        stats = audit.stats(base.model, base.budget)
+        if reason := broken(stats, 0):
+            raise ImprintError(f"the base model itself cannot be used: {reason}")
+        with atomic_folder(path) as folder:
+            write_stats(folder / "stats.parquet", stats)
+            write_table(folder / "records.parquet", audit.records())
+            summary = {**audit.summary(), "max_length": cell.spec.data.max_length}
+            write_json(folder / "meta.json", {**summary, "seconds": time.perf_counter() - started})
+    return read_stats(path / "stats.parquet")
+
+
+def broken(stats: TokenStats, epoch: int) -> str:
+    """Why the scores cannot be used, or ""."""
+    if bad := int((~np.isfinite(stats.logp) | ~np.isfinite(stats.std)).sum()):
+        return f"{bad:,} of {len(stats.logp):,} token scores are not finite in epoch {epoch}"
+    if (loss := float(stats.nll.max())) > LARGEST_LOSS:
+        return f"a record's loss reached {loss:.0f} nats per token in epoch {epoch}"
+    return ""
