@@ -176,10 +176,10 @@ def test_an_unknown_device(imprint):
 def test_ctrl_c_says_how_to_go_on(imprint, monkeypatch):
     from imprint.tuning import train
 
-    def interrupted(self, number, progress=None):
+    def interrupted(self, number):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Trainer, "epoch", interrupted)
+    monkeypatch.setattr(train.Trainer, "batches", interrupted)
     ended = imprint.run()
     assert ended.code == 130
     assert "the same command goes on" in ended.err

@@ -186,7 +186,7 @@ def test_only_members_and_extra_records_are_trained_on(recipe, tmp_path, monkeyp
             seen[seed] = {record.id for record in records}
             super().__init__(model, records, spec, rate, seed, *rest)
 
-    monkeypatch.setattr(train, "Trainer", Spy)
+    monkeypatch.setattr("imprint.cells.Trainer", Spy)
     imprint.run(recipe(seed=[0, 1], data__tune_on=14), tmp_path / "out")
     for cell in load_grid(tmp_path / "out").cells:
         ids = {role: set(cell.records.id[cell.rows(role)]) for role in ("member", "nonmember", "validation")}
@@ -362,14 +362,14 @@ def test_an_unforeseen_error_in_one_cell_does_not_stop_the_others(recipe, tmp_pa
     """Out of memory, for one: torch raises RuntimeErrors."""
     from imprint.tuning import train
 
-    original = train.Trainer.epoch
+    original = train.Trainer.batches
 
-    def failing(self, number, progress=None):
+    def failing(self, number):
         if "lm_head.weight" in self.parameters:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
-        return original(self, number, progress)
+        return original(self, number)
 
-    monkeypatch.setattr(train.Trainer, "epoch", failing)
+    monkeypatch.setattr(train.Trainer, "batches", failing)
     frame = imprint.run(recipe(method=["head", "lora"]), tmp_path / "out")
     assert set(frame[frame.epoch > 0].method) == {"lora"}
     assert "out of memory" in outcomes(tmp_path / "out")["head"]["reason"]

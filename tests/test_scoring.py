@@ -13,14 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imprint.data.tokens import Encoded
-from imprint.errors import ImprintError
+from imprint.engine.clock import Clock
 from imprint.engine.features import features, kept_forward
 from imprint.engine.forward import forward_of
+from imprint.errors import ImprintError
 from imprint.scoring.score import token_stats
 from imprint.spec import MethodSpec
 from imprint.tuning import virtual
 from imprint.tuning.methods import METHODS, resolve_method
 from imprint.tuning.models import base_of, trainable
+from imprint.tuning.train import backward
 from tests.tiny_models import CONFIGS, VOCABULARY, build
 
 TOLERANCE = 1e-5
@@ -168,8 +170,7 @@ def test_sixteen_bits(method, tmp_path):
     if method == "full":  # float32 weights carry the residual stream in float32: the same within bfloat16's rounding
         np.testing.assert_allclose(token_stats(model, texts, 100).logp, base.logp, atol=0.1)
     np.testing.assert_allclose(base.logp, token_stats(build("llama"), texts, 100).logp, atol=0.3)
-    ids = torch.from_numpy(texts[0].ids).long()[None]
-    scored_logits(model, ids, torch.from_numpy(texts[0].scored)[None]).sum().backward()
+    backward(forward_of(model), [texts[:1]], 100, Clock(torch.device("cpu")))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trainable(model).values())
 
 
@@ -180,23 +181,15 @@ def test_kept_hidden_states_give_the_oracle(name):
     spec = resolve_method(MethodSpec(name="head", options={}), 32, None)
     model = METHODS["head"].attach(model, spec.options)
     texts = records([2, 40, 7, 3, 23]) + [dataclasses.replace(r, id=f"p{r.id}") for r in records([9, 30], 1, prompt=6)]
-    logits = from_features(model, texts, budget=70)
-    assert logits.__qualname__.startswith("from_features")  # this architecture goes along
+    forward = kept_forward(model, features(model, texts, budget=70))
     with torch.no_grad():
         model.get_output_embeddings().weight.add_(0.05 * torch.randn_like(model.get_output_embeddings().weight))
-    stats = token_stats(model, texts, 50, logits=logits)
+    stats = token_stats(model, texts, 50, forward=forward)
     want = np.concatenate([oracle(model, record)[0] for record in texts])
     np.testing.assert_allclose(stats.logp, want, atol=TOLERANCE, rtol=0)
-    chosen = [texts[4], texts[0]]
-    plain, kept = (scorer(chosen)[0].sum() for scorer in (from_texts(model), logits))
-    weight = model.get_output_embeddings().weight
-    gradients = [torch.autograd.grad(loss, weight)[0] for loss in (plain, kept)]
+    chosen, gradients = [texts[4], texts[0]], []
+    for way in (forward_of(model), forward):
+        model.zero_grad()
+        backward(way, [chosen], 100, Clock(torch.device("cpu")))
+        gradients.append(model.get_output_embeddings().weight.grad.clone())
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-5)
-
-
-def test_features_that_do_not_reproduce_the_logits_are_not_used(monkeypatch):
-    """A stand-in that returns something else is noticed, and the texts go through the whole model."""
-    model = build("llama")
-    METHODS["head"].attach(model, {})
-    monkeypatch.setattr(features, "_from_hidden", lambda model, hidden: torch.zeros(len(hidden), VOCABULARY))
-    assert from_features(model, records([9, 5]), 100).__qualname__.startswith("from_texts")

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from imprint.data.tokens import Encoded
-from imprint.scoring.features import from_features
+from imprint.engine.features import features, kept_forward
+from imprint.engine.forward import forward_of
 from imprint.spec import MethodSpec, TrainSpec
 from imprint.tuning.methods import METHODS, resolve_method
 from imprint.tuning.models import base_of, count_parameters
-from imprint.tuning.train import Trainer, schedule, train
+from imprint.tuning.train import Trainer, schedule
+from imprint.tuning.train import train as train_together
 from tests import tiny_models
 from tests.tiny_models import CONFIGS, VOCABULARY
 
@@ -49,9 +51,15 @@ def tuned(method, architecture="llama", seed=0, **options):
     return METHODS[method].attach(model, spec.options)
 
 
-def trainer(model, texts=None, seed=0, budget=ROOM, rate=1e-3, logits=None, **settings):
+def trainer(model, texts=None, seed=0, rate=1e-3, **settings):
     spec = TrainSpec(**{"epochs": 2, "batch_size": 4, **settings})
-    return Trainer(model, texts or records(), spec, rate, seed, budget, logits)
+    return Trainer(model, texts or records(), spec, rate, seed)
+
+
+def train(work, done=0, progress=None, budget=ROOM, forward=None):
+    """The reports of one run that trains alone."""
+    for [report] in train_together([work], forward or forward_of(work.model), budget, done, progress):
+        yield report
 
 
 def weights(model):
@@ -70,8 +78,8 @@ def test_equals_a_plain_loop(budget):
     """Cross-entropy averaged over all scored tokens of a step, clipping, AdamW with decay, the schedule; six steps."""
     texts, settings = records(10, prompt=3), {"weight_decay": 0.1, "max_grad_norm": 0.5, "warmup": 0.3}
     model = tuned("full")
-    work = trainer(model, texts, seed=3, budget=budget, **settings)
-    reports = list(train(work))
+    work = trainer(model, texts, seed=3, **settings)
+    reports = list(train(work, budget=budget))
     plain, losses = build("llama").train().requires_grad_(True), []
     optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0.1)
     for epoch in (1, 2):
@@ -122,8 +130,8 @@ def test_reports_count_tokens_and_steps():
 @pytest.mark.parametrize("method", list(METHODS))
 def test_packing_changes_nothing(method):
     """Llama, since it has no dropout. Weights, moments and losses agree within rounding."""
-    roomy, tight = trainer(tuned(method), budget=ROOM), trainer(tuned(method), budget=26)
-    for one, other in zip(train(roomy), train(tight), strict=True):
+    roomy, tight = trainer(tuned(method)), trainer(tuned(method))
+    for one, other in zip(train(roomy), train(tight, budget=26), strict=True):
         assert one.training_loss == pytest.approx(other.training_loss, abs=1e-5)
     a, b = roomy.state(), tight.state()
     assert a.keys() == b.keys()
@@ -135,8 +143,8 @@ def test_packing_changes_nothing_where_the_base_has_dropout():
     """GPT-2's configuration asks for dropout; memory is no part of a run's identity, so it must not draw the masks."""
     losses = []
     for budget in (ROOM, 26):
-        work = trainer(tuned("prompt", "gpt2"), budget=budget, epochs=1)
-        losses += [report.training_loss for report in train(work)]
+        work = trainer(tuned("prompt", "gpt2"), epochs=1)
+        losses += [report.training_loss for report in train(work, budget=budget)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
@@ -144,10 +152,9 @@ def test_packing_changes_nothing_where_the_base_has_dropout():
 def test_kept_hidden_states_train_like_the_whole_model(architecture):
     """FT head on features computed once, against every text through the whole model at every step."""
     texts = records(8)
-    plain = trainer(tuned("head", architecture), texts)
-    model = tuned("head", architecture)
-    kept = trainer(model, texts, logits=from_features(model, texts, budget=60))
-    for one, other in zip(train(plain), train(kept), strict=True):
+    plain, kept = (trainer(tuned("head", architecture), texts) for _ in range(2))
+    forward = kept_forward(kept.model, features(kept.model, texts, budget=60))
+    for one, other in zip(train(plain), train(kept, forward=forward), strict=True):
         assert one.training_loss == pytest.approx(other.training_loss, rel=1e-5)
     for name, parameter in plain.parameters.items():
         torch.testing.assert_close(parameter, kept.parameters[name], rtol=0, atol=1e-5)
@@ -231,7 +238,7 @@ def test_only_what_should_train_changes(architecture, method):
     before = weights(build(architecture))
     model = tuned(method, architecture)
     start = weights(model)
-    work = trainer(model, epochs=2, rate=1e-2, logits=None)
+    work = trainer(model, epochs=2, rate=1e-2)
     list(train(work))
     after = weights(model)
     moved = {name for name in after if not torch.equal(after[name], start[name])}
@@ -281,9 +288,9 @@ def test_a_huge_learning_rate_is_reported_once_and_is_the_end():
 
 
 def test_an_infinite_gradient_moves_nothing():
-    model = tuned("head")
+    model = tuned("lora")
     work = trainer(model, epochs=1)
-    hook = model.get_output_embeddings().weight.register_hook(lambda gradient: gradient * math.inf)
+    hook = next(iter(work.parameters.values())).register_hook(lambda gradient: gradient * math.inf)
     before = weights(model)
     [report] = train(work)
     hook.remove()
@@ -322,7 +329,7 @@ def test_a_single_step_is_made_at_the_peak():
 def test_the_rate_follows_the_schedule_over_all_epochs():
     work = trainer(tuned("head"), records(8), rate=0.5, warmup=0.25)
     rates = []
-    work.optimizer.optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+    work.optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
     list(train(work))
     assert rates == pytest.approx([0.5, 0.5, 1 / 3, 1 / 6])
 

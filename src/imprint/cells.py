@@ -1,7 +1,7 @@
 """Cells at work: tune, score after every epoch, write; alone, or as a crew that shares its passes over one base.
 
-A crew pays where a step of one run is too small to keep the machine busy; each run ends where it would have ended alone,
-to float precision (`benchmarks/training.py` measures when it pays).
+A crew pays where a step of one run is too small to keep the machine busy (`benchmarks/training.py` measures when). Each
+run ends where it would have ended alone, to float precision.
 """
 
 from __future__ import annotations

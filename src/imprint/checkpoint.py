@@ -35,7 +35,8 @@ def write_epoch(
 ) -> None:
     """Evidence, weights and resume state of an epoch appear together; what they replace then goes.
 
-    `cost` is what `costs.measured` says of the epoch. Weights are kept of the newest epoch and of the best one, which is what one would ship.
+    Weights are kept of the newest epoch and of the best one, which is what one would ship. `cost` is what
+    `costs.measured` says of the epoch.
     """
     from safetensors.torch import save_file
 

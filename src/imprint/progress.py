@@ -61,9 +61,7 @@ class ConsoleProgress(Progress):
 
     def cells(self, labels: Sequence[str], numbers: Sequence[int], count: int) -> None:
         self._stop()
-        self.place = {
-            label: f"[{number}/{count}] {label}" for label, number in zip(labels, numbers, strict=True)
-        }
+        self.place = {label: f"[{number}/{count}] {label}" for label, number in zip(labels, numbers, strict=True)}
 
     def base(self, label: str, stats: TokenStats, audit: Audit) -> None:
         self._line(f"{self.place[label]}: base {_utility(stats, audit)}")

@@ -74,7 +74,9 @@ def run_cells(planned: Plan, audits: dict[str, Audit], store: Store, runtime: Ru
     device = resolve_device(runtime.device).type
     for crew in crews(missing, audits, store, device):
         base = base if base and base.serves(crew[0]) else Base.of(crew[0], runtime)
-        progress.cells([cell.label for cell in crew], [planned.cells.index(cell) + 1 for cell in crew], len(planned.cells))
+        progress.cells(
+            [cell.label for cell in crew], [planned.cells.index(cell) + 1 for cell in crew], len(planned.cells)
+        )
         _together(crew, base, audits, store, progress)
 
 

@@ -103,7 +103,7 @@ def costs_of(model: nn.Module, kept: bool = False) -> Costs:
             backbone += sum(int(p.numel() * share) for p in module.parameters(recurse=False) if p.ndim == 3)
     trains = {id(parameter) for parameter in trainable(model).values()}
     matrices = [m.weight for n, m in base.named_modules() if isinstance(m, nn.Linear | Conv1D) and "lora_" not in n]
-    own = sum(w.numel() for w in matrices if id(w) in trains and w is not head.weight)  # type: ignore[misc]
+    own = sum(w.numel() for w in matrices if id(w) in trains and w is not head.weight)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     peft: Any = getattr(model, "active_peft_config", None)
     return Costs(
@@ -158,7 +158,7 @@ def measured(
     report: EpochReport,
     seconds_scoring: float,
 ) -> dict[str, Any]:
-    """What an epoch cost: seconds by part, operations by the formula, memory, and this machine's peak for comparison."""
+    """What an epoch cost: seconds by part, operations by the formula, memory; this machine's peak for comparison."""
     costs = costs_of(model, kept=forward.kept)
     return {
         "seconds": {**report.seconds, "scoring": seconds_scoring},

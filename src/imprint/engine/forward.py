@@ -98,7 +98,7 @@ def padded_hidden(model: nn.Module) -> Hidden:
 @torch.no_grad()
 def _agree(quick: Hidden, plain: Hidden, model: nn.Module) -> bool:
     """Whether texts of three lengths come out alike: rounding is a millionth, a wrong position or mask a tenth."""
-    config = base_of(model).config.get_text_config()  # type: ignore[union-attr, operator]
+    config = base_of(model).config.get_text_config()
     rng = np.random.default_rng(0)
     records = []
     for n, length in enumerate((7, 13, 4)):
@@ -110,5 +110,5 @@ def _agree(quick: Hidden, plain: Hidden, model: nn.Module) -> bool:
         found, _ = quick([records])
     except (AttributeError, KeyError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
-    rounding = 1e-4 if base_of(model).config.dtype == torch.float32 else 5e-2  # type: ignore[union-attr]
+    rounding = 1e-4 if base_of(model).config.dtype == torch.float32 else 5e-2
     return found.shape == wanted.shape and bool((found - wanted).abs().mean() <= rounding * wanted.abs().mean())

@@ -66,13 +66,11 @@ class Layout:
         return self.masks[key]
 
 
-def layout(
-    runs: Sequence[tuple[Sequence[int], int, Shared | None]], width: int, device: torch.device
-) -> Layout:
+def layout(runs: Sequence[tuple[Sequence[int], int, Shared | None]], width: int, device: torch.device) -> Layout:
     """
     Args:
-        runs: per run the lengths of its texts in the order of the row (longest first), the number of virtual tokens that
-            stand in the row before them, and the keys and values they share from elsewhere.
+        runs: per run the lengths of its texts in the order of the row (longest first), the number of virtual tokens
+            that stand in the row before them, and the keys and values they share from elsewhere.
         width: the model's hidden size.
     """
     spare = PER_CALL.get(device.type, PER_CALL["cpu"]) / (12 * width)

@@ -1,7 +1,7 @@
 """The output layer, applied to scored positions only and in pieces: no [B, T, V] tensor is ever built.
 
-Scoring takes a piece of [tokens, vocabulary] that fits a core's cache, reads from it all that any attack needs (maximum,
-sum, first and second moment, the target's logit) and throws it away; the pieces of a row are then joined exactly as
+Scoring takes a piece of [tokens, vocabulary] that fits a core's cache, reads from it all that any attack needs
+(maximum, sum, first and second moment, the target's logit) and throws it away; the pieces of a row are then joined as
 Chan, Golub and LeVeque (1983) join the moments of samples. Memory does not grow with vocabulary times length.
 
 Training needs the gradient with respect to the hidden states and, where the layer itself trains, its weights. For a
@@ -103,7 +103,7 @@ class OutputLayer:
         return x if self.cap is None else x.div_(self.cap).tanh_().mul_(self.cap)
 
     def _moments(self, hidden: torch.Tensor, targets: torch.Tensor) -> Moments:
-        """Per stretch of the vocabulary its maximum, Σ e, Σ e y and Σ e y², y = z - maximum; then all of them joined."""
+        """Per stretch of the vocabulary its maximum, Σ e, Σ e y and Σ e y², y = z - maximum; then all joined."""
         _, width = self._piece()
         starts = range(0, self.vocabulary, width)
         parts = torch.empty(4, len(starts), len(hidden), device=hidden.device)
@@ -151,7 +151,7 @@ class OutputLayer:
         leaf = hidden.clone().requires_grad_(below)
         with torch.enable_grad():
             nll = F.cross_entropy(self._logits(leaf), targets, reduction="none")
-            (nll * weights).sum().backward()
+            (nll * weights).sum().backward()  # type: ignore[no-untyped-call]
         return nll.detach(), leaf.grad
 
 
@@ -160,7 +160,7 @@ def _pieces(step: int, *columns: torch.Tensor) -> Iterator[tuple[torch.Tensor, .
 
 
 def _product32(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x Wᵀ + b with a float32 result: on a GPU in the weights' own 16 bits, added up in 32; on a CPU in 32 throughout."""
+    """x Wᵀ + b in float32: on a GPU of 16-bit matrices as they are, added up in 32; else 32 throughout."""
     sixteen = {x.dtype, weight.dtype} & {torch.bfloat16, torch.float16}
     if sixteen and x.device.type == "cuda" and _adds_in_32():
         dtype = sixteen.pop()
@@ -179,9 +179,7 @@ def _adds_in_32() -> bool:
         return False
 
 
-def _first_of_the_largest(
-    z: torch.Tensor, top: torch.Tensor, rows: torch.Tensor, places: torch.Tensor
-) -> torch.Tensor:
+def _first_of_the_largest(z: torch.Tensor, top: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Whether z[rows, places] is what argmax would return; only rows that reach their maximum are looked at."""
     largest = z[rows, places] >= top[rows]
     found = largest.clone()

@@ -84,7 +84,7 @@ class PackedRuns:
                 ([len(record) for record in records], 0 if prompt is None else prompt.shape[1], keys)
                 for records, prompt, keys in zip(ordered, prompts, shared, strict=True)
             ],
-            self.host.config.get_text_config().hidden_size,  # type: ignore[union-attr, operator]
+            self.host.config.get_text_config().hidden_size,
             device,
         )
         ids = [torch.from_numpy(np.concatenate([record.ids for record in records])) for records in ordered if records]
@@ -105,10 +105,10 @@ class PackedRuns:
             if all(prompt is None for prompt in prompts):
                 inputs["input_ids"] = torch.cat(list(ids))[None]
             else:
-                embed = self.host.get_input_embeddings()  # type: ignore[operator]
+                embed = self.host.get_input_embeddings()
                 texts = iter(ids)
                 parts = []
-                for (begin, end), (_, rest), prompt in zip(row.prompts, row.spans, prompts, strict=True):
+                for (_, end), (_, rest), prompt in zip(row.prompts, row.spans, prompts, strict=True):
                     parts += [] if prompt is None else [prompt[0]]
                     parts += [embed(next(texts))] if rest > end else []
                 inputs["inputs_embeds"] = torch.cat([part.to(parts[-1].dtype) for part in parts])[None]
@@ -147,7 +147,9 @@ class PackedRuns:
         prompt = self._prompt(run)
         if prompt is None:
             return None
-        lengths = [([], prompt.shape[1] if other == run else 0, None) for other in range(len(self.models))]
+        lengths: list[tuple[list[int], int, None]] = [
+            ([], prompt.shape[1] if other == run else 0, None) for other in range(len(self.models))
+        ]
         row = layout(lengths, prompt.shape[-1], prompt.device)
         row.kept = {}
         self._states(row, [], [prompt if other == run else None for other in range(len(self.models))], {})
@@ -181,7 +183,12 @@ def low_rank_updates(model: nn.Module) -> dict[str, LowRank] | None:
 
 
 def _is_plain(module: Any) -> bool:
-    if len(module.active_adapters) != 1 or module.merged or module.disable_adapters or type(module.base_layer) not in FAST:
+    if (
+        len(module.active_adapters) != 1
+        or module.merged
+        or module.disable_adapters
+        or type(module.base_layer) not in FAST
+    ):
         return False
     [name] = module.active_adapters
     special = getattr(module, "lora_variant", {}).get(name) or getattr(module, "lora_bias", {}).get(name)
@@ -215,7 +222,7 @@ def targets(asked: Sequence[Sequence[Encoded]]) -> torch.Tensor:
 def recomputed(blocks: Sequence[nn.Module], inside: Callable[[], ExitStack]) -> Iterator[None]:
     """Gradient checkpointing (Chen et al. 2016): of each block only the input is kept; `inside` is entered again."""
     for block in blocks:
-        block.forward = partial(  # type: ignore[method-assign]
+        block.forward = partial(
             checkpoint, block.forward, use_reentrant=False, context_fn=lambda: (nullcontext(), inside())
         )
     try:

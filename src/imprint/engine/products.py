@@ -117,7 +117,7 @@ class _Linear(torch.autograd.Function):
         return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         flat, weight, *rest = ctx.saved_tensors
         count = len(ctx.spans)
         pairs, lows = rest[: 2 * count], rest[2 * count :]
@@ -146,7 +146,7 @@ def _linear(module: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.T
     if not torch.is_grad_enabled() and not pairs:
         return product(x, weight, bias)
     spans, scales = [span for span, _ in own], [update.scale for _, update in own]
-    return _Linear.apply(x, weight, bias, spans, scales, *pairs)  # type: ignore[no-any-return]
+    return _Linear.apply(x, weight, bias, spans, scales, *pairs)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _FastLinear(nn.Linear):
@@ -162,7 +162,7 @@ class _FastConv1D(Conv1D):  # type: ignore[misc]
 class _FastGELU(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.device.type == "cpu" and x.dtype == torch.float32:
-            return _GELU.apply(x) if torch.is_grad_enabled() else _gelu(x)  # type: ignore[no-any-return]
+            return _GELU.apply(x) if torch.is_grad_enabled() else _gelu(x)  # type: ignore[no-untyped-call]
         return F.gelu(x, approximate="tanh")
 
 
@@ -187,7 +187,7 @@ class _GELU(torch.autograd.Function):
         return _gelu(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
         s = _gate(x)
         change = torch.addcmul(torch.full((), SLOPE), x, x, value=3 * SLOPE * CUBIC)  # v'

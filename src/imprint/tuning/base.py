@@ -17,7 +17,6 @@ from imprint.tuning.locate import Located
 from imprint.tuning.methods import METHODS
 from imprint.tuning.models import load_model, resolve_device, shared_copy
 
-
 CPU_BUDGET, GPU_BUDGET = 2048, 16384
 """Tokens of one forward pass: on a CPU what stays in the cache, on a GPU what keeps it busy."""
 
@@ -69,7 +68,9 @@ class Base:
         except ImprintError:
             raise
         except Exception as error:  # peft raises many kinds where an architecture lacks what a method needs
-            raise ImprintError(f"{method.name} does not work with {type(model).__name__}: {first_line(error)}") from error
+            raise ImprintError(
+                f"{method.name} does not work with {type(model).__name__}: {first_line(error)}"
+            ) from error
 
     def features(self, key: str, records: Sequence[Encoded], folder: Path) -> Features:
         """The base's hidden states of the records that `key` stands for; those of the last key are kept."""

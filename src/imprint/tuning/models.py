@@ -110,7 +110,7 @@ def vocabulary_size(located: Located) -> int:
     return located._number("vocab_size")
 
 
-def base_of(model: nn.Module) -> nn.Module:
+def base_of(model: nn.Module) -> Any:
     """The Transformers model inside a tuned one."""
     from peft import PeftModel
 
@@ -123,7 +123,7 @@ def head_of(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: the architecture names none.
     """
-    head = base_of(model).get_output_embeddings()  # type: ignore[operator]
+    head = base_of(model).get_output_embeddings()
     if not isinstance(head, nn.Module):
         raise ModelError(f"{type(base_of(model)).__name__} names no output layer: it is not a causal language model")
     return head
@@ -137,7 +137,7 @@ def autocast(model: nn.Module) -> AbstractContextManager[object]:
     dtype = base_of(model).config.dtype
     if dtype not in (torch.bfloat16, torch.float16):
         return nullcontext()
-    return torch.autocast(next(model.parameters()).device.type, dtype)  # type: ignore[arg-type]
+    return torch.autocast(next(model.parameters()).device.type, dtype)
 
 
 def before_head(model: nn.Module, **inputs: Any) -> torch.Tensor:

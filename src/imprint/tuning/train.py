@@ -195,8 +195,8 @@ def backward(forward: Forward, chosen: Sequence[Sequence[Encoded]], budget: int,
             sums += torch.stack([part.sum() for part in torch.split(nll, sizes.tolist())])
         if gradient is not None:
             with clock("backward"):
-                hidden.backward(gradient)
-    return sums.tolist()  # type: ignore[no-any-return]
+                hidden.backward(gradient)  # type: ignore[no-untyped-call]
+    return sums.tolist()
 
 
 def _scored(records: Sequence[Encoded]) -> int:
