@@ -1,78 +1,147 @@
-"""Scoring against a naive loop: one text at a time, the full log-softmax, the same statistics.
+"""Scoring: Imprint's single pass against what public scripts do.
 
-    python benchmarks/scoring.py
+    python benchmarks/scoring.py [--quick] [--device cuda] [--compiled]
 
-Ratios come from interleaved runs, so a busy machine slows both sides alike. Share of peak is against a plain matrix
-product at the same moment. Never asserted in a test.
+All passes of a way are the same work, so one is timed and multiplied by the passes that the way makes: mimir's two are
+target and reference; the padded way's four are one per attack (loss, the reference's, zlib, min-k). Imprint makes one
+per checkpoint; the reference is scored once for all epochs and methods. Share of peak: the operations that one pass
+needs (`engine.costs`) over the time of all passes, against a plain `a @ b` at the same moment and, behind the stroke,
+against the engine's own product.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from common import (
+    DEVICE_SHAPES,
+    SHAPES,
+    arguments,
+    budget_of,
+    build,
+    header,
+    in_child,
+    interleaved,
+    memory_above,
+    peaks,
+    ratio,
+    some_texts,
+    table,
+    texts,
+    tokens_of,
+)
+from naive import mimir_like, mink_like, padded
+from torch import nn
 
 from imprint.data.tokens import Encoded
+from imprint.engine.costs import costs_of
+from imprint.engine.forward import Forward, forward_of
 from imprint.scoring.score import token_stats
 
-ROUNDS = 3
+IMPRINT = "Imprint"
+NAIVE = {"mimir-like": mimir_like, "mink-like": mink_like, "padded 8": padded}
+PASSES = {
+    IMPRINT: (IMPRINT, 1),
+    "mimir-like, target + reference": ("mimir-like", 2),
+    "mink-like": ("mink-like", 1),
+    "padded 8, one pass per attack": ("padded 8", 4),
+    "padded 8, one pass": ("padded 8", 1),
+}
+CPU_SHAPES = ("gpt2-124M", "gpt2-6x256", "llama-4x128", "gpt2-6x256-128k")
+WORK = {"cpu": 3e11, "cuda": 5e14}
+"""Operations of one pass: one to two seconds of Imprint's."""
+MEMORY_SHAPE, MEMORY_TOKENS = "gpt2-6x256-128k", 1024
 
 
-def texts(low: int, high: int, count: int, vocabulary: int) -> list[Encoded]:
-    rng = np.random.default_rng(0)
-    made = []
-    for n, length in enumerate(rng.integers(low, high + 1, count)):
-        ids = rng.integers(0, vocabulary, length).astype(np.int32)
-        made.append(Encoded(str(n), ids, np.arange(length) > 0, 1))
-    return made
+def way(name: str, model: nn.Module, records: Sequence[Encoded], forward: Forward) -> Callable[[], object]:
+    if name == IMPRINT:
+        budget = budget_of(next(model.parameters()).device.type)
+        return lambda: token_stats(model, records, budget, forward=forward)
+    return lambda: NAIVE[name](model, records)
 
 
-@torch.no_grad()
-def naive(model: torch.nn.Module, records: list[Encoded]) -> None:
-    for record in records:
-        ids = torch.from_numpy(record.ids).long()[None]
-        logp = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
-        p = logp.exp()
-        mean = (p * logp).sum(-1)
-        variance = (p * logp.square()).sum(-1) - mean.square()
-        _ = logp.gather(-1, ids[0, 1:, None]), mean, variance, logp.argmax(-1) == ids[0, 1:]
+def difference(model: nn.Module, records: Sequence[Encoded], forward: Forward) -> float:
+    """Largest absolute difference of a token's log-probability, over the naive ways; every way is warm afterwards."""
+    own = token_stats(model, records, budget_of(next(model.parameters()).device.type), forward=forward).logp
+    return max(float(np.abs(own - np.concatenate(one(model, records))).max()) for one in NAIVE.values())
 
 
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def compare(shape: str, length: str, device: str, work: float, rounds: int, compiled: bool) -> None:
+    model = build(SHAPES[shape](), device)
+    forward = forward_of(model)
+    forward = forward.compiled() if compiled else forward
+    records = some_texts(model, length, work)
+    gap = difference(model, records[:12], forward)
+    needed, tokens = costs_of(model).scoring(records), tokens_of(records)
+    taken = interleaved({name: way(name, model, records, forward) for name in (IMPRINT, *NAIVE)}, rounds, device)
+    plain, own = peaks(model)
+    print(
+        f"{shape}, {length}: {len(records)} texts, {tokens:,} tokens; a @ b {plain / 1e9:,.0f} GFLOP/s, the engine's "
+        f"{own / 1e9:,.0f}; log p within {gap:.0e} of the naive ways"
+    )
+    rows = []
+    for name, (single, passes) in PASSES.items():
+        spent = [passes * value for value in taken[single]]
+        middle = float(np.median(spent))
+        rate = needed / middle
+        share = f"{rate / plain:.0%} | {rate / own:.0%}"
+        once = ratio(taken[single], taken[IMPRINT])
+        rows.append(
+            [
+                name,
+                f"{len(records) / middle:,.1f}",
+                f"{tokens / middle:,.0f}",
+                share,
+                ratio(spent, taken[IMPRINT]),
+                once,
+            ]
+        )
+    table(["way", "texts/s", "tokens/s", "of peak", "x Imprint's time", "a single pass"], rows)
 
 
-def peak() -> float:
-    """FLOP/s of a plain matrix product."""
-    a, b = torch.randn(2048, 1024), torch.randn(1024, 2048)
-    return 2 * 2048 * 1024 * 2048 * 5 / seconds(lambda: [a @ b for _ in range(5)])
+def child(name: str, tokens: int, device: str, compiled: bool) -> None:
+    """Prints the bytes that scoring eight texts takes above the model."""
+    model = build(SHAPES[MEMORY_SHAPE](), device)
+    forward = forward_of(model)
+    forward = forward.compiled() if compiled else forward
+    records = texts(tokens, tokens, 8, model.config.vocab_size)
+    way(name, model, texts(8, 8, 2, model.config.vocab_size), forward)()
+    print(memory_above(way(name, model, records, forward), device))
+
+
+def memory(tokens: int, device: str, compiled: bool) -> None:
+    print(f"Memory above the model, {MEMORY_SHAPE}, 8 texts of {tokens:,} tokens, a process per way")
+    found = {name: in_child(__file__, name, tokens, device, int(compiled)) for name in (IMPRINT, *NAIVE)}
+    rows = [
+        [name, f"{value / 2**20:,.0f} MB", f"{value / max(found[IMPRINT], 1):.1f}"] for name, value in found.items()
+    ]
+    table(["way", "peak", "x Imprint's"], rows)
 
 
 def main() -> None:
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    for layers, width, vocabulary in ((4, 96, 1024), (6, 256, 50257)):
-        config = GPT2Config(n_layer=layers, n_embd=width, n_head=width // 32, vocab_size=vocabulary, n_positions=512)
-        model = GPT2LMHeadModel(config).eval()
-        flops_per_token = 2 * (12 * layers * width**2 + vocabulary * width)
-        for name, low, high in (("short", 15, 60), ("medium", 20, 300)):
-            records = texts(low, high, 120, vocabulary)
-            tokens = sum(len(record) for record in records)
-            ratios, shares = [], []
-            for _ in range(ROUNDS):
-                slow = seconds(lambda: naive(model, records))  # noqa: B023
-                fast = seconds(lambda: token_stats(model, records, 4096))  # noqa: B023
-                ratios.append(slow / fast)
-                shares.append(flops_per_token * tokens / fast / peak())
-            print(
-                f"{layers} x {width}, vocabulary {vocabulary:6,}, {name:6}: {np.median(ratios):.1f} x the naive loop "
-                f"({min(ratios):.1f} to {max(ratios):.1f}), {np.median(shares):.0%} of peak, {tokens / fast:,.0f} tok/s"
-            )
+    parser = arguments(__doc__, "--compiled", "--no-memory")
+    args = parser.parse_args()
+    device = args.device
+    shapes = CPU_SHAPES if device == "cpu" else DEVICE_SHAPES
+    lengths, rounds, work = ("short", "medium", "long"), 3, WORK[device]
+    if args.quick:
+        shapes, lengths, rounds, work = ("gpt2-6x256", "llama-4x128"), ("short", "medium"), 1, work / 10
+    header("Scoring" + (", compiled" if args.compiled else ""), device)
+    for shape in shapes:
+        for length in lengths:
+            compare(shape, length, device, work, rounds, args.compiled)
+            if device == "cuda":
+                torch.cuda.empty_cache()
+    if not args.no_memory:
+        memory(MEMORY_TOKENS // (4 if args.quick else 1), device, args.compiled)
 
 
 if __name__ == "__main__":
-    main()
+    if "--child" in sys.argv:
+        name, tokens, device, compiled = sys.argv[2:]
+        child(name, int(tokens), device, compiled == "1")
+    else:
+        main()

@@ -145,6 +145,7 @@ def forward_for(model: nn.Module, base: Base, cell: PlannedCell, audit: Audit, s
         forward = kept_forward(model, base.features(cell.base, records, store.path))
     else:
         forward = forward_of(model)
+        forward.spare_memory(audit.tuned, base.budget)
     logits = audit.scored_tokens * forward.output.vocabulary * (cell.spec.train.epochs + 1)
     return forward.compiled() if pays(logits, base.device) else forward
 

@@ -15,7 +15,10 @@ import typer
 from imprint.errors import ImprintError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
+    from rich.console import Console
 
     from imprint.rows import Grid
 
@@ -56,10 +59,14 @@ def run_command(
     token_budget: Annotated[
         int | None, typer.Option(min=1, help="Tokens of one forward pass (default: 2048 on a CPU, 16384 on a GPU).")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is left and what it will cost.")] = False,
 ) -> None:
     """Tune and measure every cell of a recipe; the same command again finishes what is missing."""
     quiet_libraries()
     from rich.console import Console
+
+    if dry_run:
+        return _predict(recipe, out or Path("runs") / recipe.stem, set_ or (), device, token_budget, Console())
 
     from imprint.progress import ConsoleProgress
     from imprint.report import print_summary, write_report
@@ -74,6 +81,17 @@ def run_command(
     print_summary(grid, frame, console)
     console.print(f"Report: {write_report(folder)}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(_exit_code(grid, frame))
+
+
+def _predict(
+    recipe: Path, folder: Path, overrides: Sequence[str], device: str, token_budget: int | None, console: Console
+) -> None:
+    from imprint.report.predictions import print_predictions
+    from imprint.runs import predicted
+    from imprint.spec import Runtime
+
+    runtime = Runtime(device=device, token_budget=token_budget)
+    print_predictions(predicted(recipe, folder, overrides, runtime), console)
 
 
 def _exit_code(grid: Grid, frame: pd.DataFrame) -> int:

@@ -82,6 +82,12 @@ class Cell:
         return [dict(self.folder.meta(epoch)["cost"]) for epoch in range(1, self.epochs + 1)]
 
     @cached_property
+    def tokens(self) -> int:
+        """Tokens trained on and scored in the finished epochs."""
+        metas = [self.folder.meta(epoch) for epoch in range(1, self.epochs + 1)]
+        return sum(meta["tokens_trained"] + meta["tokens_scored"] for meta in metas)
+
+    @cached_property
     def base_meta(self) -> dict[str, Any]:
         """Counts of the split, what was dropped and truncated, and why."""
         return dict(read_json(self.base / "meta.json"))

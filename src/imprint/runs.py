@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from imprint.cells import Work
+    from imprint.predict import Prediction
     from imprint.tuning.base import Base
 
 
@@ -56,6 +57,27 @@ def run(
     with claim(store, planned):
         run_cells(planned, audits, store, runtime, progress)
         return finish(load_grid(store.path))
+
+
+def predicted(
+    recipe: str | Path | Mapping[str, Any],
+    out: str | Path,
+    overrides: Iterable[str] = (),
+    runtime: Runtime | None = None,
+) -> list[Prediction]:
+    """What `run` with the same arguments would cost here; nothing is written.
+
+    Raises:
+        UsageError: the recipe, the data or the model cannot be used.
+    """
+    from imprint.predict import predict
+    from imprint.tuning.models import resolve_device, resolve_dtype
+
+    runtime = runtime or Runtime()
+    device = resolve_device(runtime.device)
+    planned = plan(read_recipe(recipe, overrides), lambda name: resolve_dtype(name, device))
+    store = Store(Path(out))
+    return predict(planned, prepare_audits(planned, store), store, runtime)
 
 
 def run_cells(planned: Plan, audits: dict[str, Audit], store: Store, runtime: Runtime, progress: Progress) -> None:

@@ -22,9 +22,11 @@ def pays(logits: float, device: torch.device) -> bool:
 def compiled(work: Callable[..., Any], device: str) -> Callable[..., Any]:
     """`work` of a tensor [n, m] and one [n], fused; itself where this machine has no working compiler."""
     try:
-        fused = torch.compile(work, dynamic=True)
-        for n, m in ((512, 1024), (300, 81)):
-            fused(torch.randn(n, m, device=device), torch.zeros(n, device=device))
+        with warnings.catch_warnings():  # the compiler's own, about torch's own
+            warnings.simplefilter("ignore")
+            fused = torch.compile(work, dynamic=True)
+            for n, m in ((512, 1024), (300, 81)):
+                fused(torch.randn(n, m, device=device), torch.zeros(n, device=device))
     except Exception as error:  # no C++ compiler, no Triton, an unsupported Python: slower, not wrong
         warnings.warn(f"torch.compile does not work here ({type(error).__name__}): going on without", stacklevel=2)
         return work

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from imprint.data.tokens import Encoded, pad
+from imprint.engine.memory import SHARE, blocks_of, free_bytes, kept_bytes
 from imprint.engine.output import OutputLayer, output_layer
 from imprint.engine.packed import PackedRuns
 from imprint.tuning.models import autocast, base_of, before_head
@@ -40,6 +41,22 @@ class Forward:
     checkpoint: Callable[[], Hidden]
     packed: PackedRuns | None = None
     kept: bool = False
+
+    def spare_memory(self, records: Sequence[Encoded], budget: int) -> None:
+        """From now on compute activations again in the backward pass, if those of a full pass would not fit.
+
+        Args:
+            records: the records that will be trained on.
+            budget: tokens of a pass.
+        """
+        if self.packed is None:
+            return
+        few = sorted(records, key=len)[-2:]
+        each = kept_bytes(lambda: self.hidden([few]), self.packed.host) / sum(len(record) for record in few)
+        most = min(budget, sum(len(record) for record in records))
+        free = free_bytes(next(self.packed.host.parameters()).device)
+        if free is not None and each * max(most, len(few[-1])) > SHARE * free:
+            self.packed.recompute = blocks_of(self.packed.host)
 
     def compiled(self) -> Forward:
         """With what reads the logits compiled."""

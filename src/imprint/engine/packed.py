@@ -6,10 +6,9 @@ once a checkpoint when scoring: a prefix is keys and values already; those of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,11 @@ from peft import PeftModel, PeftType
 from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from imprint.data.tokens import Encoded
 from imprint.engine.attention import packed
 from imprint.engine.layout import Layout, Shared, layout
+from imprint.engine.memory import recomputed
 from imprint.engine.products import FAST, LowRank, Updates, engaged, exchanges, merged
 from imprint.tuning.models import autocast, base_of, before_head
 from imprint.tuning.virtual import cache_pairs
@@ -100,14 +99,11 @@ class PackedRuns:
     ) -> torch.Tensor:
         """[N, D] before the output layer."""
         inputs: dict[str, torch.Tensor] = {"position_ids": row.position_ids[None]}
-        with ExitStack() as stack:
-            stack.enter_context(self._at_work(row, weights))
+        with self._at_work(row, weights):
             if all(prompt is None for prompt in prompts):
                 inputs["input_ids"] = torch.cat(list(ids))[None]
             else:
-                embed = self.host.get_input_embeddings()
-                texts = iter(ids)
-                parts = []
+                embed, texts, parts = self.host.get_input_embeddings(), iter(ids), []
                 for (_, end), (_, rest), prompt in zip(row.prompts, row.spans, prompts, strict=True):
                     parts += [] if prompt is None else [prompt[0]]
                     parts += [embed(next(texts))] if rest > end else []
@@ -118,12 +114,14 @@ class PackedRuns:
     def _at_work(self, row: Layout, weights: Mapping[nn.Module, torch.Tensor]) -> Iterator[None]:
         """Fast modules, packed attention, mixed precision, and activations kept or computed again."""
 
-        def inside() -> ExitStack:
-            stack = ExitStack()
-            stack.enter_context(engaged(self.exchanged, Updates(row.spans, self.of, weights)))
-            stack.enter_context(packed(self.host.config, row))
-            stack.enter_context(autocast(self.host))
-            return stack
+        @contextmanager
+        def inside() -> Iterator[None]:
+            with (
+                engaged(self.exchanged, Updates(row.spans, self.of, weights)),
+                packed(self.host.config, row),
+                autocast(self.host),
+            ):
+                yield
 
         with inside(), recomputed(self.recompute if torch.is_grad_enabled() else (), inside):
             yield
@@ -216,17 +214,3 @@ def _picked(asked: Sequence[Sequence[Encoded]], ordered: Sequence[Sequence[Encod
 def targets(asked: Sequence[Sequence[Encoded]]) -> torch.Tensor:
     ids = [record.ids[record.scored] for records in asked for record in records]
     return torch.from_numpy(np.concatenate(ids) if ids else np.zeros(0, np.int32)).long()
-
-
-@contextmanager
-def recomputed(blocks: Sequence[nn.Module], inside: Callable[[], ExitStack]) -> Iterator[None]:
-    """Gradient checkpointing (Chen et al. 2016): of each block only the input is kept; `inside` is entered again."""
-    for block in blocks:
-        block.forward = partial(
-            checkpoint, block.forward, use_reentrant=False, context_fn=lambda: (nullcontext(), inside())
-        )
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward

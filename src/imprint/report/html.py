@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from imprint.report import annex, words
 from imprint.report.columns import Column, budget_columns, cost_columns, key_columns, outcome_columns, point_columns
+from imprint.report.costs import costs_table
 from imprint.report.notes import all_notes
 from imprint.report.panels import Panels, curve_panels, density_panels
 from imprint.report.readings import Curve, curves
@@ -78,6 +79,7 @@ def _content(grid: Grid, rows: Sequence[Row], measured: dict[str, Curve]) -> dic
         "records": annex.records_table(grid),
         "cells": annex.cells_table(grid, rows),
         "training": annex.training_text(grid),
+        "costs": costs_table(grid),
         "tpr": annex.tpr_table(grid, measured),
         "sources": annex.sources_table(grid),
         "recipe": annex.recipe_text(grid),

@@ -82,6 +82,17 @@ def _print_block(title: str, keys: list[Column], columns: list[Column], rows: Se
         console.print()
 
 
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """A plain table: the first column names, the others hold numbers."""
+    console.print(_text(title, console, "bold"), highlight=False)
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else _PLAIN, padding=(0, 1, 0, 0), show_edge=False)
+    for n, name in enumerate(header):
+        table.add_column(_text(name, console), justify="right" if n else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(entry, console) for entry in row))
+    console.print(table)
+
+
 def _parts(
     keys: list[Column], columns: list[Column], rows: Sequence[Row], width: int
 ) -> list[tuple[list[Column], str]]:

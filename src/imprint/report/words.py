@@ -85,6 +85,27 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
+def operations(flops: float) -> str:
+    """Floating point operations to three digits.
+
+    >>> operations(4.2e9), operations(1.2345e13), operations(2.5e16)
+    ('4.2 GFLOP', '12.3 TFLOP', '25 PFLOP')
+    """
+    for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
+        if flops >= unit:
+            return f"{flops / unit:.3g} {name}"
+    return f"{flops / 1e6:.3g} MFLOP"
+
+
+def size(count: float) -> str:
+    """Bytes to three digits.
+
+    >>> size(2.5e9), size(7.3e8)
+    ('2.33 GiB', '696 MiB')
+    """
+    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
+
+
 def percent(part: int, whole: int) -> str:
     """
     >>> percent(1, 3), percent(20_480, 1_557_611_200), percent(5, 5)
