@@ -94,7 +94,7 @@ def texts(low: int, high: int, count: int, vocabulary: int, seed: int = 0) -> li
     return made
 
 
-def some_texts(model: nn.Module, length: str, work: float, least: int = 4) -> list[Encoded]:
+def some_texts(model: nn.Module, length: str, work: float, least: int = 8) -> list[Encoded]:
     """As many texts as one pass of `work` floating point operations takes."""
     low, high = LENGTHS[length]
     vocabulary, device = model.config.vocab_size, next(model.parameters()).device.type

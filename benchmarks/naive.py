@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from imprint.data.tokens import Encoded
 
@@ -124,7 +124,9 @@ def trainer(
         **grouped,
     )
     rows: Any = [example(record) for record in records]
-    return Trainer(model=model, args=settings, train_dataset=rows, data_collator=collate, **more)
+    made = Trainer(model=model, args=settings, train_dataset=rows, data_collator=collate, **more)
+    made.remove_callback(PrinterCallback)
+    return made
 
 
 def epoch(own: Trainer) -> Callable[[], object]:

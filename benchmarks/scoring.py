@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import nn
+
 from common import (
     DEVICE_SHAPES,
     SHAPES,
@@ -33,13 +35,11 @@ from common import (
     texts,
     tokens_of,
 )
-from naive import mimir_like, mink_like, padded
-from torch import nn
-
 from imprint.data.tokens import Encoded
 from imprint.engine.costs import costs_of
 from imprint.engine.forward import Forward, forward_of
 from imprint.scoring.score import token_stats
+from naive import mimir_like, mink_like, padded
 
 IMPRINT = "Imprint"
 NAIVE = {"mimir-like": mimir_like, "mink-like": mink_like, "padded 8": padded}
@@ -128,7 +128,7 @@ def main() -> None:
     shapes = CPU_SHAPES if device == "cpu" else DEVICE_SHAPES
     lengths, rounds, work = ("short", "medium", "long"), 3, WORK[device]
     if args.quick:
-        shapes, lengths, rounds, work = ("gpt2-6x256", "llama-4x128"), ("short", "medium"), 1, work / 10
+        shapes, lengths, rounds, work = ("gpt2-6x256", "llama-4x128"), ("short", "medium"), 1, work / 20
     header("Scoring" + (", compiled" if args.compiled else ""), device)
     for shape in shapes:
         for length in lengths:

@@ -91,6 +91,29 @@ def test_the_second_time_nothing_is_left_to_do(imprint):
     assert "epoch 1/1" not in ended.out
 
 
+def test_a_dry_run_predicts_and_writes_nothing(imprint):
+    ended = imprint.run("--dry-run", "--set", "method=[head, {lora: {rank: [2, 4]}}, full]")
+    assert (ended.code, ended.err) == (0, "")
+    assert not imprint.out.exists()
+    lines = ended.out.splitlines()
+    for label in ("head", "lora rank=2", "lora rank=4", "full", "in all"):
+        [line] = [line for line in lines if line.startswith(f"{label} ")]
+        assert "FLOP" in line
+    assert "Nothing has been written" in ended.out
+
+
+def test_a_dry_run_knows_what_is_done(imprint):
+    imprint.run()
+    before = sorted((p, p.stat().st_mtime_ns) for p in imprint.out.rglob("*"))
+    ended = imprint.run("--dry-run", "--set", "method=[head, prompt]")
+    assert [line.split()[:2] for line in ended.out.splitlines() if line.startswith(("head", "prompt"))] == [
+        ["head", "done"],
+        ["prompt", "1"],
+    ]
+    assert sorted((p, p.stat().st_mtime_ns) for p in imprint.out.rglob("*")) == before
+    assert "nothing left to do" in " ".join(imprint.run("--dry-run").out.split())
+
+
 def test_the_default_folder_is_named_after_the_recipe(imprint, monkeypatch):
     monkeypatch.chdir(imprint.folder)
     assert imprint("run", imprint.file()).code == 0

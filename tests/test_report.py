@@ -454,7 +454,15 @@ def build_large(path, cells=100, epochs=15, models=2):
         write_base(store, f"b{m}", rng, sizes=sizes)
     template = path / "template"
     write_stats(template / "stats.parquet", stats(rng, 2.0, 0.5, sizes=sizes))
-    write_json(template / "meta.json", {"epoch": 1, "cost": {"seconds": {"forward": 100.0, "scoring": 5.0}}})
+    write_json(
+        template / "meta.json",
+        {
+            "epoch": 1,
+            "tokens_trained": 10,
+            "tokens_scored": 10,
+            "cost": {"seconds": {"forward": 100.0, "scoring": 5.0}},
+        },
+    )
     entries, rows = [], []
     for n in range(cells):
         options = {"placement": ("attention", "projection", "both")[n // models % 3], "rank": n, "learning_rate": 1e-4}

@@ -443,6 +443,106 @@ def test_damaged_evidence_is_not_taken_for_results(recipe, tmp_path):
         imprint.run(recipe(method=["head", "full"]), folder)
 
 
+# ---- crews ----
+
+CREW = [
+    {"lora": {"rank": [2, 3], "learning_rate": [1e-3, 1e-2]}},
+    {"prompt": {"tokens": 4}},
+    "head",
+    {"prefix": {"tokens": 4}},
+]
+
+
+def spied_crews(monkeypatch):
+    """The methods of each call of `run_crew`."""
+    from imprint import cells
+
+    crews, original = [], cells.run_crew
+
+    def spy(crew, base, progress):
+        crews.append([work.cell.spec.method.name for work in crew])
+        return original(crew, base, progress)
+
+    monkeypatch.setattr(cells, "run_crew", spy)
+    return crews
+
+
+def test_small_cells_share_their_passes_and_end_as_alone(recipe, tmp_path, monkeypatch):
+    """Of a grid of seven, two seeds: the head goes alone; the numbers are those of cells that went alone."""
+    from imprint import cells
+
+    crews = spied_crews(monkeypatch)
+    document = recipe(method=CREW, seed=[0, 1], train={"epochs": 2, "batch_size": 2})
+    together = imprint.run(document, tmp_path / "together")
+    assert sorted(map(len, crews)) == [1, 1, 1, 5, 6]  # the last of one seed goes with the first of the next
+    monkeypatch.setitem(cells.CREW_ROOM, "cpu", 0)
+    crews.clear()
+    alone = imprint.run(document, tmp_path / "alone")
+    assert [len(crew) for crew in crews] == [1] * 14
+    same = ["run_id", "epoch", "attack", "metric", "status"]
+    pd.testing.assert_frame_equal(together[same], alone[same])
+    np.testing.assert_allclose(
+        together[together.metric == "perplexity"].value, alone[alone.metric == "perplexity"].value, rtol=1e-5
+    )
+    for cell in load_grid(tmp_path / "together").cells:
+        for epoch in (1, 2):
+            wanted = Store(tmp_path / "alone").cell(cell.run_id).stats(epoch)
+            np.testing.assert_allclose(cell.stats(epoch).logp, wanted.logp, atol=1e-4)
+
+
+def test_a_crew_goes_on_where_its_cells_were_left(recipe, tmp_path, monkeypatch):
+    """Killed after the first cell of the second epoch: those left behind go on together, the other by itself."""
+    from imprint import cells
+
+    document = recipe(method=[{"prompt": {"tokens": [2, 3, 4]}}], train={"epochs": 3, "batch_size": 2})
+    wanted = imprint.run(document, tmp_path / "whole")
+    written, original = [], cells.write_epoch
+
+    def mortal(folder, report, *rest):
+        original(folder, report, *rest)
+        written.append(report.epoch)
+        if len(written) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cells, "write_epoch", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        imprint.run(document, tmp_path / "cut")
+    assert written == [1, 1, 1, 2]
+    crews = spied_crews(monkeypatch)
+    found = imprint.run(document, tmp_path / "cut")
+    assert sorted(map(len, crews)) == [1, 2]
+    np.testing.assert_allclose(found.value, wanted.value, rtol=1e-3)
+
+
+def test_a_crew_in_which_one_cell_cannot_start_runs_the_others(recipe, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    def broken(model, options):
+        raise ValueError("no cache")
+
+    monkeypatch.setitem(METHODS, "prompt", replace(METHODS["prompt"], attach=broken))
+    crews = spied_crews(monkeypatch)
+    imprint.run(
+        recipe(method=[{"lora": {"rank": [2, 3]}}, "prompt"], train={"epochs": 1, "batch_size": 2}), tmp_path / "out"
+    )
+    states = {cell.label: cell.outcome["status"] for cell in load_grid(tmp_path / "out").cells}
+    assert states == {"lora rank=2": "done", "lora rank=3": "done", "prompt": "failed"}
+    assert crews == [["lora"], ["lora"]]
+
+
+def test_every_epoch_says_what_it_cost(finished):
+    for cell in load_grid(finished.folder).cells:
+        assert len(cell.costs) == 2
+        for cost in cell.costs:
+            parts = {"forward", "output", "optimizer", "scoring", *({"backward"} if cell.label == "lora" else ())}
+            assert set(cost["seconds"]) == parts
+            assert cost["flops"] > 0
+            assert cost["peak_flops"] > 1e8
+            assert cost["peak_memory"] > 1 << 20
+    head, lora = (cell.costs[0]["flops"] for cell in load_grid(finished.folder).cells)
+    assert lora > head
+
+
 # ---- interruptions ----
 
 METHODS_RESUMED = ["full", {"lora": {"rank": 2, "dropout": 0.2}}, {"prefix": {"tokens": 4}}]
