@@ -24,6 +24,9 @@ format: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/grid.py
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/control.py tiny/gpt2-medium world/triples --records 2000 --seeds 200 --each 300
 
 # torch goes first: left to the resolver, it would bring gigabytes of GPU libraries

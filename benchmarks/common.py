@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ LENGTHS = {"short": (15, 60), "medium": (20, 300), "long": (512, 1024)}
 """Tokens of a text, both ends included."""
 TEXTS_AT_MOST = {"cpu": 400, "cuda": 1600}
 
+warnings.filterwarnings("ignore", category=FutureWarning)  # between peft, transformers and their Trainer
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
@@ -85,10 +87,10 @@ def build(config: PretrainedConfig, device: str = "cpu") -> nn.Module:
 
 
 def texts(low: int, high: int, count: int, vocabulary: int, seed: int = 0) -> list[Encoded]:
-    """Random tokens, uniform in length; all but the first token are scored."""
+    """Random tokens; lengths evenly spread, so that few texts stand for many; all but the first token are scored."""
     rng = np.random.default_rng(seed)
     made = []
-    for n, length in enumerate(rng.integers(low, high + 1, count)):
+    for n, length in enumerate(rng.permutation(np.linspace(low, high, count).round().astype(int))):
         ids = rng.integers(0, vocabulary, length).astype(np.int32)
         made.append(Encoded(f"{seed}/{n}", ids, np.arange(length) > 0, 1))
     return made

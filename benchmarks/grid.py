@@ -180,8 +180,8 @@ def agree(frame: Any, naive: Numbers) -> None:
             metric = "auc" if attack else "perplexity"
             chosen = frame[(frame.epoch == number) & (frame.attack == attack) & (frame.metric == metric)]
             own = float(chosen.value.iloc[0])
-            rows.append([f"epoch {number} {key}", f"{own:.4f}", f"{value:.4f}", f"{abs(own - value) / value:.1e}"])
-    table(["", "Imprint", "naive", "relative"], rows)
+            rows.append([f"epoch {number} {key}", f"{own:.4f}", f"{value:.4f}", f"{abs(own - value):.1e}"])
+    table(["", "Imprint", "naive", "difference"], rows)
 
 
 def demo(quick: bool) -> None:

@@ -20,6 +20,7 @@ import pytest
 from rich.console import Console
 
 from imprint.report import print_summary, to_markdown, within_budget, write_report
+from imprint.report.costs import costs_table
 from imprint.report.figures import Series, density_chart, line_chart
 from imprint.report.readings import curves
 from imprint.report.tables import summary
@@ -490,6 +491,19 @@ def made_up_rows(one, epochs, attacks, rng):
             for metric in ("tpr_at_10pct_fpr", "tpr_at_1pct_fpr", "tpr_at_0.1pct_fpr"):
                 rows.append((*common, epoch, attack, metric, x / 2, x / 2 - 0.1, x / 2 + 0.1, 20, 20, "indicative"))
     return rows
+
+
+def test_the_annex_says_what_each_cell_cost(tmp_path):
+    """Four epochs of 52 s and 1 TFLOP on a machine of 200 GFLOP/s: 4e12 / 208 / 2e11 is a tenth."""
+    build(tmp_path)
+    header, rows = costs_table(load_grid(tmp_path))
+    full = dict(zip(header, rows[0], strict=True))
+    assert (full["method"], full["epochs"], full["tokens"], full["operations"]) == ("full", "4", "80", "4 TFLOP")
+    assert (full["forward"], full["backward"], full["scoring"], full["data"]) == ("120.0 s", "80.0 s", "8.0 s", "0.0 s")
+    assert (full["peak memory"], full["share of peak"]) == ("1 GiB", "10%")
+    assert len(rows) == sum(cell.epochs > 0 for cell in load_grid(tmp_path).cells)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Cost of the finished epochs" in page
 
 
 def test_a_hundred_cells_stay_under_two_megabytes(tmp_path):

@@ -2,8 +2,8 @@
 
 A packed row is [1, N]: run after run; within a run its virtual tokens if they are to be computed, then its texts,
 longest first. Attention takes neighbouring texts of like length as one padded group, so what is wasted there stays
-below what one more call would cost. Keys and values that a run shares between its texts (a prefix, or a prompt that was
-computed before) stand in front of each text's own.
+below what one more call would cost. A few tokens that nobody asks for fill the row to a round number. Keys and values
+that a run shares between its texts (a prefix, or a prompt that was computed before) stand in front of each text's own.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ class Layout:
 
     Attributes:
         position_ids: [N].
-        groups: in the order of the row; they cover it.
+        groups: in the order of the row; they cover it, the filling at its end included.
         prompts: [begin, end) of each run's virtual tokens within the row, empty where they are not in it.
         shared: each run's keys and values from outside the row; None where there are none.
-        spans: [begin, end) of each run's tokens, virtual ones included.
+        spans: [begin, end) of each run's tokens, virtual ones included; the last one's include the filling.
+        has_texts: whether each run has any.
         kept: where to put the keys and values of the whole row, layer by layer (to share them later).
     """
 
@@ -55,6 +56,7 @@ class Layout:
     prompts: list[tuple[int, int]]
     shared: list[Shared | None]
     spans: list[tuple[int, int]]
+    has_texts: list[bool]
     kept: Shared | None = None
     masks: dict[tuple[int, int, int | None], torch.Tensor | None] = field(default_factory=dict)
 
@@ -91,8 +93,23 @@ def layout(runs: Sequence[tuple[Sequence[int], int, Shared | None]], width: int,
             groups.append(Group(begin, end, len(texts), texts[0], _places(texts, device), number))
             begin = end
         spans.append((start, begin))
+    if (filled := rounded(begin)) > begin:
+        groups.append(Group(begin, filled, 1, filled - begin, None, None))
+        positions.append(torch.arange(filled - begin))
+        spans[-1] = (spans[-1][0], filled)  # their gradients are zero
     row = torch.cat(positions).to(device)
-    return Layout(row, groups, prompts, [shared for _, _, shared in runs], spans)
+    has_texts = [bool(lengths) for lengths, _, _ in runs]
+    return Layout(row, groups, prompts, [shared for _, _, shared in runs], spans, has_texts)
+
+
+def rounded(count: int) -> int:
+    """`count` or a few per cent more, so that few sizes occur: oneDNN makes and keeps a kernel for every size it meets.
+
+    >>> rounded(925), rounded(928), rounded(3)
+    (928, 928, 8)
+    """
+    step = max(8, 1 << max(0, count.bit_length() - 5))
+    return -(-count // step) * step
 
 
 def _alike(lengths: Sequence[int], spare: float) -> Iterator[Sequence[int]]:

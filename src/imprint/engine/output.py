@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imprint.engine.compiled import compiled
+from imprint.engine.layout import rounded
 from imprint.engine.products import product
 from imprint.errors import ImprintError
 from imprint.tuning.models import autocast, base_of, head_of
@@ -69,8 +70,9 @@ class OutputLayer:
     def moments(self, hidden_RD: torch.Tensor, targets_R: torch.Tensor) -> Moments:
         """Everything that scoring keeps of a token."""
         tokens, _ = self._piece()
-        parts = [self._moments(h, x) for h, x in _pieces(tokens, hidden_RD, targets_R)]
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+        parts = [self._moments(h, x) for h, x in _pieces(tokens, *_filled(hidden_RD, targets_R))]
+        columns = (torch.cat(column)[: len(targets_R)] for column in zip(*parts, strict=True))
+        return tuple(columns)  # type: ignore[return-value]
 
     def loss_and_gradient(
         self, hidden_RD: torch.Tensor, targets_R: torch.Tensor, weights_R: torch.Tensor
@@ -82,9 +84,9 @@ class OutputLayer:
         """
         work = self._opaque_gradient if self.opaque else self._gradient
         step, below = max(64, TRAINING_LOGITS // self.vocabulary), hidden_RD.requires_grad
-        parts = [work(h, x, w, below) for h, x, w in _pieces(step, hidden_RD.detach(), targets_R, weights_R)]
-        nll, gradient = zip(*parts, strict=True)
-        return torch.cat(nll), torch.cat(gradient).to(hidden_RD.dtype) if below else None
+        filled, count = _filled(hidden_RD.detach(), targets_R, weights_R), len(targets_R)
+        nll, gradient = zip(*(work(h, x, w, below) for h, x, w in _pieces(step, *filled)), strict=True)
+        return torch.cat(nll)[:count], torch.cat(gradient)[:count].to(hidden_RD.dtype) if below else None
 
     def _piece(self) -> tuple[int, int]:
         """Tokens and vocabulary entries of a piece."""
@@ -157,6 +159,12 @@ class OutputLayer:
 
 def _pieces(step: int, *columns: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     return zip(*(torch.split(column, step) for column in columns), strict=True)
+
+
+def _filled(*columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rows of zeros up to a round number: they weigh nothing and are cut off again."""
+    more = rounded(len(columns[0])) - len(columns[0])
+    return tuple(F.pad(column, (0, 0) * (column.ndim - 1) + (0, more)) for column in columns)
 
 
 def _product32(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

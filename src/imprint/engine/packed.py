@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from peft import PeftModel, PeftType
 from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -99,15 +100,17 @@ class PackedRuns:
     ) -> torch.Tensor:
         """[N, D] before the output layer."""
         inputs: dict[str, torch.Tensor] = {"position_ids": row.position_ids[None]}
+        filling = len(row.position_ids) - sum(map(len, ids)) - sum(end - begin for begin, end in row.prompts)
         with self._at_work(row, weights):
             if all(prompt is None for prompt in prompts):
-                inputs["input_ids"] = torch.cat(list(ids))[None]
+                inputs["input_ids"] = F.pad(torch.cat(list(ids)), (0, filling))[None]
             else:
                 embed, texts, parts = self.host.get_input_embeddings(), iter(ids), []
-                for (_, end), (_, rest), prompt in zip(row.prompts, row.spans, prompts, strict=True):
+                for prompt, has_texts in zip(prompts, row.has_texts, strict=True):
                     parts += [] if prompt is None else [prompt[0]]
-                    parts += [embed(next(texts))] if rest > end else []
-                inputs["inputs_embeds"] = torch.cat([part.to(parts[-1].dtype) for part in parts])[None]
+                    parts += [embed(next(texts))] if has_texts else []
+                row_ND = torch.cat([part.to(parts[-1].dtype) for part in parts])
+                inputs["inputs_embeds"] = F.pad(row_ND, (0, 0, 0, filling))[None]
             return before_head(self.host, **inputs)[0]
 
     @contextmanager
@@ -151,7 +154,8 @@ class PackedRuns:
         row = layout(lengths, prompt.shape[-1], prompt.device)
         row.kept = {}
         self._states(row, [], [prompt if other == run else None for other in range(len(self.models))], {})
-        return row.kept
+        begin, end = row.prompts[run]  # without the filling
+        return {layer: (k[:, :, begin:end], v[:, :, begin:end]) for layer, (k, v) in row.kept.items()}
 
 
 class _Through(Linear):  # type: ignore[misc]

@@ -150,7 +150,8 @@ def _epoch(
     torch.manual_seed(_seed(trainers[0].seed, number))
     for trainer in trainers:
         training_mode(trainer.model)
-    batches = [trainer.batches(number) if alive[n] else [] for n, trainer in enumerate(trainers)]
+    with clock("data"):
+        batches = [trainer.batches(number) if alive[n] else [] for n, trainer in enumerate(trainers)]
     for step in range(max(len(own) for own in batches)):
         chosen = [own[step] if step < len(own) and not why[n] else [] for n, own in enumerate(batches)]
         if not any(chosen):
