@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -194,10 +195,10 @@ def memory_above(work: Callable[[], object], device: str = "cpu") -> int:
     return _status("VmHWM") - before
 
 
-def in_child(script: str, *values: object) -> float:
+def in_child(script: str, *values: object, **environment: str) -> float:
     """The number that `python SCRIPT --child VALUES` prints last: a process of its own, so that memory starts low."""
     command = [sys.executable, script, "--child", *map(str, values)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return float(json.loads(done.stdout.splitlines()[-1]))

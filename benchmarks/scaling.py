@@ -39,6 +39,9 @@ from imprint.tuning.train import Trainer, train
 from naive import BATCH
 
 LAYERS, WIDTH, VOCABULARY = 6, 256, 8192
+ALLOCATORS = {"resident": {}, "in use": {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}}
+"""glibc keeps large blocks that were freed, in a heap that many sizes break up: `resident` counts them. With a fixed
+threshold it gives them back at once (which costs time), so the high-water mark is what was in use."""
 Point = tuple[Callable[[], object], float]
 """(The work, its operations by the formula)."""
 
@@ -121,9 +124,12 @@ def child(count: int, device: str, what: str) -> None:
 def memory(device: str, quick: bool) -> None:
     counts = (25, 50, 100) if quick else (200, 400, 800, 1600)
     for what in ("scoring", "training"):
-        found = [in_child(__file__, count, device, what) for count in counts]
-        print(f"Memory of {what} above the model, against texts of up to 300 tokens: slope {slope(counts, found):+.3f}")
-        table(["texts", *(f"{n:,}" for n in counts)], [["MB", *(f"{value / 2**20:,.1f}" for value in found)]])
+        print(f"Memory of {what} above the model, against the number of texts of up to 300 tokens")
+        rows = []
+        for name, environment in ALLOCATORS.items():
+            found = [in_child(__file__, count, device, what, **environment) for count in counts]
+            rows.append([name, *(f"{value / 2**20:,.1f}" for value in found), f"{slope(counts, found):+.3f}"])
+        table(["MB", *(f"{n:,}" for n in counts), "slope"], rows)
 
 
 def main() -> None:

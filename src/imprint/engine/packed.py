@@ -109,7 +109,7 @@ class PackedRuns:
                 for prompt, has_texts in zip(prompts, row.has_texts, strict=True):
                     parts += [] if prompt is None else [prompt[0]]
                     parts += [embed(next(texts))] if has_texts else []
-                row_ND = torch.cat([part.to(parts[-1].dtype) for part in parts])
+                row_ND = torch.cat([part.to(embed.weight.dtype) for part in parts])
                 inputs["inputs_embeds"] = F.pad(row_ND, (0, 0, 0, filling))[None]
             return before_head(self.host, **inputs)[0]
 
