@@ -534,7 +534,8 @@ def test_every_epoch_says_what_it_cost(finished):
     for cell in load_grid(finished.folder).cells:
         assert len(cell.costs) == 2
         for cost in cell.costs:
-            parts = {"forward", "output", "optimizer", "scoring", *({"backward"} if cell.label == "lora" else ())}
+            parts = {"data", "forward", "output", "optimizer", "scoring"}
+            parts |= {"backward"} if cell.label == "lora" else set()
             assert set(cost["seconds"]) == parts
             assert cost["flops"] > 0
             assert cost["peak_flops"] > 1e8

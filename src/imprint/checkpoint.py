@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,14 +60,16 @@ def write_epoch(
 
 def save_trained(path: Path, model: nn.Module) -> None:
     """A PEFT adapter where the method is one; else the trained weights by name."""
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import save_file
 
     from imprint.tuning.models import trainable
 
     path.mkdir()
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(path), save_embedding_layers=False)
-    else:
-        weights = {name: p.detach().cpu().contiguous() for name, p in trainable(model).items()}
-        save_file(weights, path / "trained.safetensors")
+    name, weights = "trained.safetensors", {name: p.detach() for name, p in trainable(model).items()}
+    if isinstance(model, PeftModel):  # as `save_pretrained` does, but for the model card it writes every time
+        name, weights = "adapter_model.safetensors", get_peft_model_state_dict(model, save_embedding_layers=False)
+        config = copy.copy(model.active_peft_config)
+        config.inference_mode = True
+        config.save_pretrained(str(path))
+    save_file({key: value.cpu().contiguous() for key, value in weights.items()}, path / name)

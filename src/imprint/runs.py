@@ -82,10 +82,6 @@ def predicted(
 
 def run_cells(planned: Plan, audits: dict[str, Audit], store: Store, runtime: Runtime, progress: Progress) -> None:
     """What is missing, model by model; what fails in one cell leaves the others alone, unless the request is wrong."""
-    from imprint.cells import crews
-    from imprint.tuning.base import Base
-    from imprint.tuning.models import resolve_device
-
     missing, base = [], None
     for cell in planned.cells:
         if store.cell(cell.spec.run_id).done:
@@ -93,6 +89,12 @@ def run_cells(planned: Plan, audits: dict[str, Audit], store: Store, runtime: Ru
             progress.note(f"{cell.label}: already done")
         else:
             missing.append(cell)
+    if not missing:
+        return
+    from imprint.cells import crews
+    from imprint.tuning.base import Base
+    from imprint.tuning.models import resolve_device
+
     device = resolve_device(runtime.device).type
     for crew in crews(missing, audits, store, device):
         base = base if base and base.serves(crew[0]) else Base.of(crew[0], runtime)
