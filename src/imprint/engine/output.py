@@ -32,8 +32,8 @@ from imprint.tuning.models import autocast, base_of, head_of
 
 LEAST = -1e4
 """Stands for log 0 where a model gives a token no chance at all, so that moments stay finite."""
-CPU_TOKENS, CPU_VOCABULARY = 512, 1024
-"""A piece of logits on a CPU: 2 MB, read while it is still in the cache."""
+CPU_TOKENS, CPU_VOCABULARY = 1024, 1024
+"""A piece of logits on a CPU: 4 MB, read while it is still in the cache."""
 GPU_LOGITS = 1 << 26
 """Logits of a piece on a GPU, where launches cost more than a few passes."""
 TRAINING_LOGITS = 1 << 24
@@ -136,16 +136,26 @@ class OutputLayer:
         total = p.sum(1, keepdim=True)
         nll = (total.log() + top - picked)[:, 0]
         w = (weights * self.scale)[:, None]
-        trains = [t for t in (self.weight, self.bias) if t is not None and t.requires_grad]
-        if slope is None and not trains:  # softmax's division and the onehot can wait until [R, V] is gone
-            return nll, (_product32(p, self.weight.t()) / total - self.weight[targets].float()).mul_(w)
-        p.div_(total)
-        p[torch.arange(len(p), device=p.device), targets] -= 1
-        p = (p if slope is None else p.mul_(slope)).mul_(w)
-        for parameter in trains:
-            gradient = _product32(p.t(), hidden.t()) if parameter is self.weight else p.sum(0)
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        return nll, _product32(p, self.weight.t()) if below else None
+        # z's gradient is w (p / total - onehot): without a cap, w and total act on [R, D], and [R, V] is written once
+        if slope is not None:
+            p.div_(total)
+            p[torch.arange(len(p), device=p.device), targets] -= 1
+            p.mul_(slope)
+            total = torch.ones_like(total)
+        if self.weight.requires_grad:
+            gradient = _product32(p.t(), (hidden * (w / total)).to(hidden.dtype).t())
+            if slope is None:
+                gradient.index_add_(0, targets, hidden.float() * -w)
+            _add(self.weight, gradient)
+        if self.bias is not None and self.bias.requires_grad:
+            gradient = (p.t() @ (w / total))[:, 0]
+            if slope is None:
+                gradient.index_add_(0, targets, -w[:, 0])
+            _add(self.bias, gradient)
+        if not below:
+            return nll, None
+        rows = self.weight[targets].float() if slope is None else 0.0
+        return nll, (_product32(p, self.weight.t()) / total - rows).mul_(w)
 
     def _opaque_gradient(
         self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, below: bool
@@ -155,6 +165,10 @@ class OutputLayer:
             nll = F.cross_entropy(self._logits(leaf), targets, reduction="none")
             (nll * weights).sum().backward()  # type: ignore[no-untyped-call]
         return nll.detach(), leaf.grad
+
+
+def _add(parameter: torch.Tensor, gradient: torch.Tensor) -> None:
+    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def _pieces(step: int, *columns: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
