@@ -144,7 +144,7 @@ def auc(scores: Any, members: int) -> float:
 
 
 def cell(quick: bool) -> None:
-    each, epochs = (16, 2) if quick else (64, 3)
+    each, epochs = (16, 2) if quick else (64, 15)
     with tempfile.TemporaryDirectory(prefix="imprint-bench-") as name:
         folder = Path(name)
         write_files(folder, 4 * each)
