@@ -165,7 +165,8 @@ def test_ties_go_to_the_first_token_across_pieces():
 @pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("bias", [False, True])
 def test_loss_and_gradient_equal_autograd(trains, cap, bias, monkeypatch):
-    monkeypatch.setattr(output_module, "TRAINING_LOGITS", 1)  # pieces of 64 tokens
+    monkeypatch.setattr(output_module, "CPU_TOKENS", 64)
+    monkeypatch.setattr(output_module, "CPU_VOCABULARY", 100)
     torch.manual_seed(0)
     weight, b = torch.randn(301, 12).requires_grad_(trains), torch.randn(301).requires_grad_(trains) if bias else None
     layer, weights = OutputLayer(weight, b, 0.5, cap), torch.rand(150)

@@ -4,9 +4,10 @@ Scoring takes a piece of [tokens, vocabulary] that fits a core's cache, reads fr
 (maximum, sum, first and second moment, the target's logit) and throws it away; the pieces of a row are then joined as
 Chan, Golub and LeVeque (1983) join the moments of samples. Memory does not grow with vocabulary times length.
 
-Training needs the gradient with respect to the hidden states and, where the layer itself trains, its weights. For a
-loss Σ w (log Σ_v e^{z_v} - z_x) the gradient of z is w (softmax(z) - onehot(x)), so it is taken from the piece at hand:
-two products (four with the weights' gradient: six FLOPs per parameter and token), no logits kept, nothing recomputed.
+Training needs the gradient with respect to the hidden states, w (Σ_v softmax(z)_v W_v - W_x) for a loss
+Σ w (log Σ_v e^{z_v} - z_x): a softmax-weighted mean of rows, taken piece by piece as fused attention takes its values
+(Dao et al. 2022), four FLOPs per parameter and token. Where the layer itself trains, its gradient needs the softmax, so
+a second pass computes the logits again: that takes less time than writing [R, V] and reading it back.
 
 Most architectures have logits = W h + b; some scale them or squash them by c·tanh(·/c) (Gemma, Cohere, Granite). Which
 numbers those are is found by comparing with the model's own code on hidden states of every size; a model that none of
@@ -15,6 +16,7 @@ them explains is computed by its own code, in pieces of tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -36,8 +38,6 @@ CPU_TOKENS, CPU_VOCABULARY = 1024, 1024
 """A piece of logits on a CPU: 4 MB, read while it is still in the cache."""
 GPU_LOGITS = 1 << 26
 """Logits of a piece on a GPU, where launches cost more than a few passes."""
-TRAINING_LOGITS = 1 << 24
-"""Logits of a piece in training: all of the vocabulary, so that nothing is computed twice."""
 
 Moments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """log p of the target, mean and deviation of log p under p, whether the target is the argmax; each [R]."""
@@ -83,7 +83,7 @@ class OutputLayer:
         none, theirs is None.
         """
         work = self._opaque_gradient if self.opaque else self._gradient
-        step, below = max(64, TRAINING_LOGITS // self.vocabulary), hidden_RD.requires_grad
+        (step, _), below = self._piece(), hidden_RD.requires_grad
         filled, count = _filled(hidden_RD.detach(), targets_R, weights_R), len(targets_R)
         nll, gradient = zip(*(work(h, x, w, below) for h, x, w in _pieces(step, *filled)), strict=True)
         return torch.cat(nll)[:count], torch.cat(gradient)[:count].to(hidden_RD.dtype) if below else None
@@ -107,18 +107,12 @@ class OutputLayer:
     def _moments(self, hidden: torch.Tensor, targets: torch.Tensor) -> Moments:
         """Per stretch of the vocabulary its maximum, Σ e, Σ e y and Σ e y², y = z - maximum; then all joined."""
         _, width = self._piece()
-        starts = range(0, self.vocabulary, width)
-        parts = torch.empty(4, len(starts), len(hidden), device=hidden.device)
+        parts = torch.empty(4, math.ceil(self.vocabulary / width), len(hidden), device=hidden.device)
         picked = torch.empty(len(hidden), device=hidden.device)
         first = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         sums = compiled(_sums, hidden.device.type) if self.fused else _sums
-        for n, begin in enumerate(starts):
-            z = self._logits(hidden, begin, begin + width)
-            if self.bias is not None:  # only a bias can be -inf: such a token weighs nothing
-                z.clamp_min_(LEAST)
-            top = z.amax(1)
-            rows = ((targets >= begin) & (targets < begin + width)).nonzero()[:, 0]
-            places = targets[rows] - begin
+        for begin, z, rows, places in self._stretches(hidden, targets):
+            n, top = begin // width, z.amax(1)
             picked[rows] = z[rows, places]
             first[rows] = _first_of_the_largest(z, top, rows, places)
             parts[0, n] = top
@@ -129,33 +123,64 @@ class OutputLayer:
     def _gradient(
         self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, below: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        z = self._logits(hidden)
-        top, picked = z.amax(1, keepdim=True), z.gather(1, targets[:, None])
-        slope = None if self.cap is None else (z / self.cap).square_().neg_().add_(1)  # of the cap
-        p = z.sub_(top).exp_()
-        total = p.sum(1, keepdim=True)
-        nll = (total.log() + top - picked)[:, 0]
+        """Σ e^z and Σ e^z W over the stretches, about a maximum that grows, as fused attention does: one pass."""
+        top = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+        total, picked = torch.zeros_like(top), torch.empty_like(top)
+        summed, once = torch.zeros(hidden.shape, device=hidden.device), below and not self._needs_softmax
+        for begin, z, rows, places in self._stretches(hidden, targets):
+            picked[rows] = z[rows, places]
+            before, top = top, torch.maximum(top, z.amax(1))
+            e, kept = z.sub_(top[:, None]).exp_(), (before - top).exp_()
+            total = total.mul_(kept).add_(e.sum(1))
+            if once:
+                summed.mul_(kept[:, None]).add_(_product32(e, self.weight[begin : begin + z.shape[1]].t()))
+        nll = total.log() + top - picked
         w = (weights * self.scale)[:, None]
-        # z's gradient is w (p / total - onehot): without a cap, w and total act on [R, D], and [R, V] is written once
-        if slope is not None:
-            p.div_(total)
-            p[torch.arange(len(p), device=p.device), targets] -= 1
-            p.mul_(slope)
-            total = torch.ones_like(total)
-        if self.weight.requires_grad:
-            gradient = _product32(p.t(), (hidden * (w / total)).to(hidden.dtype).t())
-            if slope is None:
-                gradient.index_add_(0, targets, hidden.float() * -w)
-            _add(self.weight, gradient)
-        if self.bias is not None and self.bias.requires_grad:
-            gradient = (p.t() @ (w / total))[:, 0]
-            if slope is None:
-                gradient.index_add_(0, targets, -w[:, 0])
-            _add(self.bias, gradient)
-        if not below:
-            return nll, None
-        rows = self.weight[targets].float() if slope is None else 0.0
-        return nll, (_product32(p, self.weight.t()) / total - rows).mul_(w)
+        if once:
+            return nll, (summed / total[:, None] - self.weight[targets].float()).mul_(w)
+        if self._needs_softmax:
+            return nll, self._from_softmax(hidden, targets, top + total.log(), w, below)
+        return nll, None
+
+    @property
+    def _needs_softmax(self) -> bool:
+        """Whether the gradient asks for more than Σ softmax W: the layer trains, or a cap has a slope of its own."""
+        return self.cap is not None or any(t is not None and t.requires_grad for t in (self.weight, self.bias))
+
+    def _from_softmax(
+        self, hidden: torch.Tensor, targets: torch.Tensor, log_total: torch.Tensor, w: torch.Tensor, below: bool
+    ) -> torch.Tensor | None:
+        """A second pass, with the softmax itself: the layer's own gradients are added, the hidden states' returned."""
+        summed = torch.zeros(hidden.shape, device=hidden.device) if below else None
+        weighted = (hidden * w).to(hidden.dtype)
+        for parameter in (self.weight, self.bias):
+            if parameter is not None and parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for begin, z, rows, places in self._stretches(hidden, targets):
+            stretch = slice(begin, begin + z.shape[1])
+            slope = None if self.cap is None else (z / self.cap).square_().neg_().add_(1)
+            p = z.sub_(log_total[:, None]).exp_()
+            p[rows, places] -= 1
+            p = p if slope is None else p.mul_(slope)
+            if self.weight.grad is not None and self.weight.requires_grad:
+                self.weight.grad[stretch] += _product32(p.t(), weighted.t())
+            if self.bias is not None and self.bias.requires_grad and self.bias.grad is not None:
+                self.bias.grad[stretch] += (p.t() @ w)[:, 0]
+            if summed is not None:
+                summed += _product32(p, self.weight[stretch].t())
+        return None if summed is None else summed.mul_(w)
+
+    def _stretches(
+        self, hidden: torch.Tensor, targets: torch.Tensor
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Of the vocabulary: (begin, logits [R, width], rows whose target lies in it, where in it)."""
+        _, width = self._piece()
+        for begin in range(0, self.vocabulary, width):
+            rows = ((targets >= begin) & (targets < begin + width)).nonzero()[:, 0]
+            z = self._logits(hidden, begin, begin + width)
+            if self.bias is not None:  # only a bias can be -inf: such a token weighs nothing
+                z.clamp_min_(LEAST)
+            yield begin, z, rows, targets[rows] - begin
 
     def _opaque_gradient(
         self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, below: bool
@@ -165,10 +190,6 @@ class OutputLayer:
             nll = F.cross_entropy(self._logits(leaf), targets, reduction="none")
             (nll * weights).sum().backward()  # type: ignore[no-untyped-call]
         return nll.detach(), leaf.grad
-
-
-def _add(parameter: torch.Tensor, gradient: torch.Tensor) -> None:
-    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def _pieces(step: int, *columns: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
