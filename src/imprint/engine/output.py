@@ -36,6 +36,8 @@ LEAST = -1e4
 """Stands for log 0 where a model gives a token no chance at all, so that moments stay finite."""
 CPU_TOKENS, CPU_VOCABULARY = 1024, 1024
 """A piece of logits on a CPU: 4 MB, read while it is still in the cache."""
+LOG2_E = math.log2(math.e)
+"""exp y = 2 ** (y log₂ e): torch's exp2 takes a quarter of the time of its exp on a CPU."""
 GPU_LOGITS = 1 << 26
 """Logits of a piece on a GPU, where launches cost more than a few passes."""
 
@@ -130,7 +132,7 @@ class OutputLayer:
         for begin, z, rows, places in self._stretches(hidden, targets):
             picked[rows] = z[rows, places]
             before, top = top, torch.maximum(top, z.amax(1))
-            e, kept = z.sub_(top[:, None]).exp_(), (before - top).exp_()
+            e, kept = z.sub_(top[:, None]).mul_(LOG2_E).exp2_(), (before - top).exp_()
             total = total.mul_(kept).add_(e.sum(1))
             if once:
                 summed.mul_(kept[:, None]).add_(_product32(e, self.weight[begin : begin + z.shape[1]].t()))
@@ -159,7 +161,7 @@ class OutputLayer:
         for begin, z, rows, places in self._stretches(hidden, targets):
             stretch = slice(begin, begin + z.shape[1])
             slope = None if self.cap is None else (z / self.cap).square_().neg_().add_(1)
-            p = z.sub_(log_total[:, None]).exp_()
+            p = z.sub_(log_total[:, None]).exp_()  # to the last digit: AdamW divides small gradients by themselves
             p[rows, places] -= 1
             p = p if slope is None else p.mul_(slope)
             if self.weight.grad is not None and self.weight.requires_grad:
@@ -232,11 +234,11 @@ def _first_of_the_largest(z: torch.Tensor, top: torch.Tensor, rows: torch.Tensor
 
 def _sums(z: torch.Tensor, top: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Σ e, Σ e y, Σ e y² of each row, y = z - top, e = exp y; z is used up."""
-    y = z.sub_(top[:, None])
-    e = y.exp()
+    y = z.sub_(top[:, None]).mul_(LOG2_E)  # in units of ln 2
+    e = y.exp2()
     total = e.sum(1)
-    first = e.mul_(y).sum(1)
-    return total, first, e.mul_(y).sum(1)
+    first = e.mul_(y).sum(1).div_(LOG2_E)
+    return total, first, e.mul_(y).sum(1).div_(LOG2_E**2)
 
 
 def _joined(parts: torch.Tensor, picked: torch.Tensor, top_R: torch.Tensor) -> Moments:
