@@ -80,6 +80,23 @@ def test_cells_share_a_base_unless_model_data_or_seed_differ(recipe):
     assert len({cell.base for cell in cells}) == 4
 
 
+def test_a_split_of_its_own_seed_is_shared_by_all_seeds(recipe):
+    cells = plan(recipe(seed=[0, 1, 2], data__seed=5)).cells
+    assert len({cell.base for cell in cells}) == 1
+    assert len({cell.spec.run_id for cell in cells}) == 3
+    assert {cell.spec.data.seed for cell in cells} == {5}
+
+
+def test_several_grids_are_taken_together(recipe):
+    """A cell that two of them name is one cell; they share attacks and budget."""
+    cells = plan([recipe(method="head", seed=[0, 1]), recipe(method=["head", "lora"])]).cells
+    assert [(c.spec.method.name, c.spec.seed) for c in cells] == [("head", 0), ("head", 1), ("lora", 0)]
+    with pytest.raises(UsageError, match="share their `attacks`"):
+        plan([recipe(attacks=["loss"]), recipe()])
+    both = read_recipe([recipe(), recipe()], ["train.epochs=7"])
+    assert [grid["train"]["epochs"] for grid in both] == [7, 7]
+
+
 # ---- overrides ----
 
 
@@ -319,6 +336,7 @@ FIXED = RunSpec(
         validation=4,
         tune_on=8,
         max_length=64,
+        seed=0,
         fingerprint="b" * 64,
     ),
     method=MethodSpec(name="lora", options={"rank": 2, "alpha": 4.0, "learning_rate": 0.005}),
@@ -335,6 +353,7 @@ COUNTS = {
     "data.split": "official",
     "data.max_length": 63,
     "data.overlong": "refuse",
+    "data.seed": 1,
     "data.fingerprint": "d" * 64,
     "method.name": "head",
     "method.options.rank": 3,
@@ -399,7 +418,7 @@ def test_an_id_does_not_change_with(key):
 
 def test_an_identity_is_pinned():
     """If this fails, every cell on every disk is orphaned: raise MEASUREMENT_VERSION on purpose, or undo the change."""
-    assert FIXED.run_id == "d025ef4dae89ebfc"
+    assert FIXED.run_id == "735569388ee88b52"
 
 
 def test_an_id_does_not_depend_on_where_files_lie(recipe, gpt2, data, tmp_path):

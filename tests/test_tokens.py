@@ -109,7 +109,9 @@ def test_one_token_without_bos_is_not_usable():
 def test_unusable_records_are_passed_over_and_counted():
     texts = tuple(Example(str(n), "", text) for n, text in enumerate(["!", "?", *(f"dog {n} fox" for n in range(16))]))
     sizes = DataSpec(source="x", members=4, nonmembers=4, validation=4, tune_on=4, max_length=LONG)
-    audits = [prepare(Pool("x", {"all": texts}), sizes, seed, tokenizer()) for seed in range(9)]
+    audits = [
+        prepare(Pool("x", {"all": texts}), sizes.model_copy(update={"seed": seed}), tokenizer()) for seed in range(9)
+    ]
     for audit in audits:
         assert len(audit.scored) == 12
         assert not {"0", "1"} & {record.id for record in (*audit.scored, *audit.tuned)}
@@ -183,7 +185,7 @@ def test_refusing_names_the_record_and_both_lengths():
 def test_cuts_are_counted():
     texts = tuple(Example(str(n), "fox ! " * n, f"dog {n} fox") for n in range(12))
     sizes = DataSpec(source="x", members=4, nonmembers=4, validation=4, tune_on=4, max_length=10)
-    audit = prepare(Pool("x", {"all": texts}), sizes, 0, tokenizer())
+    audit = prepare(Pool("x", {"all": texts}), sizes.model_copy(update={"seed": 0}), tokenizer())
     by_hand = [encode("fox ! " * n, f"dog {n} fox", 10).cut for n in range(12)]
     assert audit.summary()["truncated"] == {part: by_hand.count(part) for part in ("prompt", "target")}
     assert by_hand.count("prompt") > 0
@@ -195,7 +197,7 @@ def test_texts_made_equal_by_cutting_do_not_stand_on_both_sides():
     others = tuple(Example(f"o{n}", "", f"lazy dog {n} jumps over {n * n} lazy foxes") for n in range(20))
     sizes = DataSpec(source="x", members=6, nonmembers=6, validation=2, tune_on=6, max_length=8)
     for seed in range(5):
-        audit = prepare(Pool("x", {"all": texts + others}), sizes, seed, tokenizer())
+        audit = prepare(Pool("x", {"all": texts + others}), sizes.model_copy(update={"seed": seed}), tokenizer())
         sides: dict[bytes, set[str]] = {}
         for record, role in zip(audit.scored, audit.roles, strict=True):
             sides.setdefault(record.ids.tobytes(), set()).add(role)

@@ -120,15 +120,16 @@ class _Encoding:
         return None if first == example.id else "duplicate once cut to max_length"
 
 
-def prepare(pool: Pool, spec: DataSpec, seed: int, tokenizer: Any) -> Audit:
+def prepare(pool: Pool, spec: DataSpec, tokenizer: Any) -> Audit:
     """Split the pool and encode what the split needs.
 
     Raises:
         DataError: fewer usable records than asked for, or a record too long where `overlong` is `refuse`.
     """
-    assert spec.max_length is not None  # resolved by the plan
+    assert spec.max_length is not None  # resolved by the plan,
+    assert spec.seed is not None  # and so is this
     encoded = _Encoding(Encoder(tokenizer, spec.max_length, spec.overlong))
-    split = make_split(pool, spec, seed, encoded.usable)
+    split = make_split(pool, spec, spec.seed, encoded.usable)
     examples = (*split.members, *split.nonmembers, *split.validation)
     roles = ["member"] * len(split.members) + ["nonmember"] * len(split.nonmembers)
     roles += ["validation"] * len(split.validation)

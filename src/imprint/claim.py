@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -25,9 +26,10 @@ def claim(store: Store, planned: Plan) -> Iterator[None]:
             _check_folder(store)
             stack.enter_context(store.alone())
             if (store.path / "recipe.lock.json").exists():
-                _same_recipe(store, planned)
+                if store.shared is None:  # else nothing is lost: the cells lie in the shared folder
+                    _same_recipe(store, planned)
                 store.sweep()
-            write_json(store.path / "recipe.lock.json", _lock(planned))
+            write_json(store.path / "recipe.lock.json", _lock(store, planned))
             write_text(store.path / "recipe.yaml", yaml.safe_dump(planned.recipe, sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise UsageError(f"--out {store.path} cannot be written ({error.strerror}): give another folder") from None
@@ -43,9 +45,10 @@ def _check_folder(store: Store) -> None:
         raise UsageError(f"--out {store.path} holds files that are not Imprint's: give an empty or new folder")
 
 
-def _lock(planned: Plan) -> dict[str, object]:
+def _lock(store: Store, planned: Plan) -> dict[str, object]:
     return {
         "imprint": __version__,
+        "evidence": os.path.relpath(store.shared, store.path) if store.shared else None,
         "recipe": planned.recipe,
         "attacks": list(planned.attacks),
         "budget": planned.budget.model_dump() if planned.budget else None,
@@ -67,7 +70,9 @@ def _same_recipe(store: Store, planned: Plan) -> None:
     differ = []
     for part in ("model", "data", "train"):
         differ += [f"{part}.{key}" for key in old[part] if all(spec[part].get(key) != old[part][key] for spec in new)]
-    what = ", ".join(differ) or "its methods or seeds"
+    if all(spec["seed"] != old["seed"] for spec in new):
+        differ = ["seed", *(key for key in differ if key != "data.seed")]
+    what = ", ".join(differ) or "its methods"
     raise UsageError(
         f"--out {store.path} belongs to another recipe (it differs in {what}; {len(lost)} of its cells are not in this "
         "one): give another folder"

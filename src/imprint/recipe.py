@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Recipe(Strict):
     train: TrainSpec = Field(default_factory=TrainSpec)
     """How to train."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Draws the split, the initial values and the order."""
+    """Draws the initial values, the order and, unless `data.seed` is given, the split."""
 
     @field_validator("model", "data", mode="before")
     @classmethod
@@ -71,6 +71,10 @@ class Recipe(Strict):
 
 
 KEYS = (*Recipe.model_fields, "attacks", "budget")
+Document = dict[str, Any] | list[dict[str, Any]]
+"""A recipe as plain data: a grid, or a list of grids whose cells are taken together."""
+RecipeLike = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""A YAML file, or the same as plain data."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class PlannedCell:
     spec: RunSpec
     label: str
     base: str
-    """Key of the (model, data, seed) whose untouched scores it shares."""
+    """Key of the (model, data) whose untouched scores it shares."""
     located: Located
     pool: Pool
 
@@ -94,27 +98,31 @@ class PlannedCell:
 class Plan:
     """What a recipe stands for."""
 
-    recipe: dict[str, Any]
+    recipe: Document
     cells: tuple[PlannedCell, ...]
     attacks: tuple[str, ...]
     budget: Budget | None
 
 
-def read_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The recipe as plain data, `overrides` (`key.subkey=value`, values in YAML) applied.
+def read_recipe(recipe: RecipeLike, overrides: Iterable[str] = ()) -> Document:
+    """The recipe as plain data, `overrides` (`key.subkey=value`, values in YAML) applied to each of its grids.
 
     Raises:
-        UsageError: no such file, not YAML, not a mapping, or an override without `=`.
+        UsageError: no such file, not YAML, neither a mapping nor a list of them, or an override without `=`.
     """
-    document = _copy(recipe) if isinstance(recipe, Mapping) else _yaml(_text(Path(recipe)), str(recipe))
-    if not isinstance(document, dict):
-        raise UsageError(f"{recipe}: a recipe is a mapping with the keys {', '.join(KEYS)}")
+    plain = isinstance(recipe, str | Path)
+    document = _yaml(_text(Path(recipe)), str(recipe)) if plain else _copy(recipe)  # type: ignore[arg-type]
+    grids = document if isinstance(document, list) and document else [document]
+    if not all(isinstance(grid, dict) for grid in grids):
+        where = recipe if plain else "recipe"
+        raise UsageError(f"{where}: a recipe is a mapping with the keys {', '.join(KEYS)}, or a list of such mappings")
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals or not path:
             raise UsageError(f"--set {override!r}: expected KEY=VALUE, as in train.epochs=3")
-        _put(document, path.split("."), _yaml(value, f"--set {path}"), override)
-    return document
+        for grid in grids:
+            _put(grid, path.split("."), _yaml(value, f"--set {path}"), override)
+    return document  # type: ignore[no-any-return]
 
 
 def _text(path: Path) -> str:
@@ -155,29 +163,35 @@ def _put(document: dict[str, Any], path: list[str], value: Any, override: str) -
     document[path[-1]] = value
 
 
-def plan(document: Mapping[str, Any], dtype_of: Any = None) -> Plan:
+def plan(document: Mapping[str, Any] | Sequence[Mapping[str, Any]], dtype_of: Any = None) -> Plan:
     """Every cell of a recipe, validated and resolved before anything is trained.
 
     Args:
-        document: what `read_recipe` returns.
+        document: what `read_recipe` returns. Of several grids all have the same attacks and budget.
         dtype_of: turns a dtype option into the one to use on this machine (`auto` is not part of an identity).
 
     Raises:
         UsageError: names the key that is wrong, what was expected and the nearest right name.
     """
-    for key in document:
-        if key not in KEYS:
-            raise UsageError(f"recipe: {unknown('key', str(key), KEYS)}")
-    attacks = _attacks(document.get("attacks"))
-    budget = _budget(document["budget"], attacks) if document.get("budget") is not None else None
-    axes = {key: value for key, value in document.items() if key not in ("attacks", "budget")}
-    axes.setdefault("method", list(PAPER_METHODS))
+    grids = [document] if isinstance(document, Mapping) else list(document)
+    for grid in grids:
+        for key in grid:
+            if key not in KEYS:
+                raise UsageError(f"recipe: {unknown('key', str(key), KEYS)}")
+        for key in ("attacks", "budget"):
+            if grid.get(key) != grids[0].get(key):
+                raise UsageError(f"recipe: the grids of one recipe share their `{key}`: give the same in each")
+    attacks = _attacks(grids[0].get("attacks"))
+    budget = _budget(grids[0]["budget"], attacks) if grids[0].get("budget") is not None else None
     cells: dict[str, PlannedCell] = {}
     pools: dict[str, Pool] = {}
-    for point in _expand(axes):
-        cell = _resolve(validated(Recipe, point, ""), pools, dtype_of or (lambda name: name))
-        cells.setdefault(cell.spec.run_id, cell)
-    return Plan(dict(document), _labelled(list(cells.values())), attacks, budget)
+    for grid in grids:
+        axes = {key: value for key, value in grid.items() if key not in ("attacks", "budget")}
+        axes.setdefault("method", list(PAPER_METHODS))
+        for point in _expand(axes):
+            cell = _resolve(validated(Recipe, point, ""), pools, dtype_of or (lambda name: name))
+            cells.setdefault(cell.spec.run_id, cell)
+    return Plan(_copy(document), _labelled(list(cells.values())), attacks, budget)
 
 
 def _budget(given: Any, attacks: tuple[str, ...]) -> Budget:
@@ -224,14 +238,18 @@ def _resolve(recipe: Recipe, pools: dict[str, Pool], dtype_of: Any) -> PlannedCe
     pool = pools.get(key) or pools.setdefault(key, read_pool(recipe.data))
     data = resolve_sizes(recipe.data, pool)
     data = data.model_copy(
-        update={"fingerprint": pool.fingerprint, "max_length": _max_length(data.max_length, method, located)}
+        update={
+            "fingerprint": pool.fingerprint,
+            "max_length": _max_length(data.max_length, method, located),
+            "seed": recipe.seed if data.seed is None else data.seed,
+        }
     )
     dtype = dtype_of(recipe.model.dtype)
     model = recipe.model.model_copy(update={"fingerprint": located.fingerprint, "dtype": dtype})
     train = recipe.train.model_copy(update={"learning_rate": None})  # now an option of the method
     spec = RunSpec(model=model, data=data, method=method, train=train, seed=recipe.seed)
     identity = spec.identity()
-    base = content_key({key: identity[key] for key in ("model", "data", "seed", "version")})
+    base = content_key({key: identity[key] for key in ("model", "data", "version")})
     return PlannedCell(spec, method.name, base, located, pool)
 
 

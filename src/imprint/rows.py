@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,13 +119,27 @@ class Cell:
         nll = self.stats(epoch).nll
         return nll[self.rows("member")], nll[self.rows("nonmember")]
 
+    def scores(self, epoch: int, attacks: Iterable[str]) -> dict[str, Floats]:
+        """attack -> [N] score of every record; higher means more likely a member."""
+        return self.scored(self.stats(epoch), attacks)
+
+    def scored(self, target: TokenStats, attacks: Iterable[str]) -> dict[str, Floats]:
+        """The same of any pass over the same records."""
+        zlib_bytes = self.records["zlib_bytes"].to_numpy()
+        evidence = {"target": target, "reference": self.reference, "zlib_bytes": zlib_bytes}
+        return {name: run_attack(ATTACKS[name], **evidence) for name in attacks}
+
+    def sides(self, scores: Floats) -> tuple[Floats, Floats]:
+        """The scores of members and of non-members."""
+        return scores[self.rows("member")], scores[self.rows("nonmember")]
+
 
 @dataclass(frozen=True)
 class Grid:
     """Everything a table or a report needs of one output folder."""
 
     path: Path
-    recipe: dict[str, Any]
+    recipe: dict[str, Any] | list[dict[str, Any]]
     attacks: tuple[str, ...]
     budget: dict[str, Any] | None
     cells: tuple[Cell, ...]
@@ -137,7 +151,7 @@ def load_grid(path: str | Path) -> Grid:
     Raises:
         ImprintError: the folder holds no run.
     """
-    store = Store(Path(path))
+    store = Store.at(Path(path))
     lock = store.lock()
     cells = tuple(
         Cell(RunSpec.model_validate(c["spec"]), c["label"], store.cell(c["run_id"]), store.base(c["base"]))
@@ -168,7 +182,7 @@ def write_results(grid: Grid) -> pd.DataFrame:
                 continue
             cell.folder.verify()
             for epoch in range(cell.epochs + 1):
-                evidence = _scores(cell, epoch, grid.attacks)
+                evidence = cell.scores(epoch, grid.attacks)
                 scores.write_table(_score_table(cell, epoch, evidence))
                 measurements += _measure(cell, epoch, evidence)
             if cell.outcome["status"] == "diverged":
@@ -176,13 +190,6 @@ def write_results(grid: Grid) -> pd.DataFrame:
     table = pa.Table.from_pylist([asdict(m) for m in measurements], schema=_RESULTS)
     write_table(grid.path / "results.parquet", table)
     return results(grid.path)
-
-
-def _scores(cell: Cell, epoch: int, attacks: tuple[str, ...]) -> dict[str, Floats]:
-    """attack -> [N] score of every record; higher means more likely a member."""
-    zlib_bytes = cell.records["zlib_bytes"].to_numpy()
-    evidence = {"target": cell.stats(epoch), "reference": cell.reference, "zlib_bytes": zlib_bytes}
-    return {name: run_attack(ATTACKS[name], **evidence) for name in attacks}
 
 
 def _score_table(cell: Cell, epoch: int, scores: dict[str, Floats]) -> pa.Table:
@@ -201,12 +208,11 @@ def _score_table(cell: Cell, epoch: int, scores: dict[str, Floats]) -> pa.Table:
 
 
 def _measure(cell: Cell, epoch: int, scores: dict[str, Floats]) -> Iterator[Measurement]:
-    members, nonmembers = cell.rows("member"), cell.rows("nonmember")
     validation = cell.rows("validation")
     ppl = perplexity(cell.stats(epoch).select(validation), groups=cell.groups("validation"))
     yield _row(cell, epoch, "", "perplexity", ppl, "ok")
     for attack, score in scores.items():
-        ins, outs = score[members], score[nonmembers]
+        ins, outs = cell.sides(score)
         interval = auc(ins, outs, member_groups=cell.groups("member"), nonmember_groups=cell.groups("nonmember"))
         yield _row(cell, epoch, attack, "auc", interval, "ok")
         for metric, fpr in FALSE_POSITIVE_RATES.items():

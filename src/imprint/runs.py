@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imprint.audit import Audit, prepare
 from imprint.claim import claim
 from imprint.errors import ImprintError, UsageError
 from imprint.progress import Progress
-from imprint.recipe import Plan, PlannedCell, plan, read_recipe
+from imprint.recipe import Plan, PlannedCell, RecipeLike, plan, read_recipe
 from imprint.rows import Grid, load_grid, write_results
 from imprint.spec import Runtime
 from imprint.store import Store
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: str | Path | Mapping[str, Any],
+    recipe: RecipeLike,
     out: str | Path,
     overrides: Iterable[str] = (),
     runtime: Runtime | None = None,
@@ -60,7 +60,7 @@ def run(
 
 
 def predicted(
-    recipe: str | Path | Mapping[str, Any],
+    recipe: RecipeLike,
     out: str | Path,
     overrides: Iterable[str] = (),
     runtime: Runtime | None = None,
@@ -162,5 +162,5 @@ def prepare_audits(planned: Plan, store: Store) -> dict[str, Audit]:
     for cell in planned.cells:
         if cell.base not in audits and not store.cell(cell.spec.run_id).done:
             tokenizer = load_tokenizer(cell.located)
-            audits[cell.base] = prepare(cell.pool, cell.spec.data, cell.spec.seed, tokenizer)
+            audits[cell.base] = prepare(cell.pool, cell.spec.data, tokenizer)
     return audits

@@ -96,6 +96,8 @@ class DataSpec(Strict):
     """Tokens kept of a text (default: the model's context less 32 for virtual tokens, at most 1,024)."""
     overlong: Literal["truncate", "refuse"] = "truncate"
     """What to do with a text longer than `max_length`: cut and count it, or stop."""
+    seed: int | None = Field(default=None, ge=0, lt=2**31)
+    """Draws the split (default: the recipe's seed). Give it where seeds shall differ in training alone."""
     fingerprint: str = ""
     """SHA-256 of the records as read; filled in when the recipe is read."""
 
@@ -147,7 +149,7 @@ class RunSpec(Strict):
     method: MethodSpec
     train: TrainSpec
     seed: int = Field(ge=0, lt=2**31)
-    """Draws the split, the initial values, the order of the records and dropout."""
+    """Draws the initial values, the order of the records, dropout and, unless `data.seed` is given, the split."""
     version: int = MEASUREMENT_VERSION
 
     def identity(self) -> dict[str, Any]:

@@ -9,6 +9,9 @@
     <out>/cells/<run_id>/done.json          written last, with checksums: its existence means the cell is complete
     <out>/results.parquet, scores.parquet   recomputed from the evidence
 
+Several recipes may keep `base` and `cells` in one folder that they share; a cell that two of them ask for is then
+measured once.
+
 Folders appear whole or not at all: they are filled under a temporary name, synced, and renamed.
 """
 
@@ -220,19 +223,39 @@ class CellFolder:
 
 @dataclass(frozen=True)
 class Store:
-    """The output folder of one recipe."""
+    """The output folder of one recipe.
+
+    Attributes:
+        path: where its lock, its results and its report lie.
+        shared: where `base` and `cells` lie, if not there; a folder above.
+    """
 
     path: Path
+    shared: Path | None = None
+
+    @classmethod
+    def at(cls, path: Path) -> Store:
+        """The store of a finished or unfinished run.
+
+        Raises:
+            ImprintError: there is none.
+        """
+        shared = cls(path).lock().get("evidence")
+        return cls(path, path / shared if shared else None)
+
+    @property
+    def evidence(self) -> Path:
+        return self.shared or self.path
 
     def cell(self, run_id: str) -> CellFolder:
-        return CellFolder(self.path / "cells" / run_id)
+        return CellFolder(self.evidence / "cells" / run_id)
 
     def base(self, key: str) -> Path:
-        return self.path / "base" / key
+        return self.evidence / "base" / key
 
     def sweep(self) -> None:
         """Delete what a killed run left half-written."""
-        for path in [*self.path.rglob(f".*{PART}")]:
+        for path in [*self.evidence.rglob(f".*{PART}")]:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -272,12 +295,12 @@ class Store:
         except ImportError:  # Windows: no such locks, no such protection
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("w") as file:
+        self.evidence.mkdir(parents=True, exist_ok=True)
+        with (self.evidence / LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UsageError(
-                    f"another `imprint run` is at work in {self.path}: wait for it or give another folder"
+                    f"another Imprint is at work in {self.evidence}: wait for it or give another folder"
                 ) from None
             yield

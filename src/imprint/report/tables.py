@@ -87,14 +87,16 @@ def places(grid: Grid) -> dict[str, str]:
 
 def by_base(cells: Iterable[Cell]) -> list[list[Cell]]:
     """Cells that share (model, data, seed), and with them one untouched base, in order of appearance."""
-    groups: dict[str, list[Cell]] = {}
+    groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(cell.base.name, []).append(cell)
+        groups.setdefault((cell.base.name, cell.spec.seed), []).append(cell)
     return list(groups.values())
 
 
 def _data_document(cell: Cell) -> dict[str, object]:
     document = cell.spec.data.model_dump()
+    if document["seed"] == cell.spec.seed:
+        document.pop("seed")  # the seed has a column of its own
     source = document.pop("source")
     return {"source": source.pop("name"), **source, **document}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imprint.attacks import ATTACKS, run_attack
 from imprint.measures import PairedAUC, paired_auc
 from imprint.report import words
 from imprint.report.readings import Curve, needs_reference
@@ -122,14 +121,7 @@ def _difference(a: Score, b: Score, attack: str) -> PairedAUC:
 
 def _sides(score: Score, attack: str) -> tuple[Floats, Floats]:
     """Attack scores of members and of non-members."""
-    cell = score.cell
-    scored = run_attack(
-        ATTACKS[attack],
-        target=cell.stats(score.epoch),
-        reference=cell.reference,
-        zlib_bytes=cell.records["zlib_bytes"].to_numpy(),
-    )
-    return scored[cell.rows("member")], scored[cell.rows("nonmember")]
+    return score.cell.sides(score.cell.scores(score.epoch, [attack])[attack])
 
 
 def _control(curve: Curve, attacks: Sequence[str]) -> tuple[str, list[str]]:
