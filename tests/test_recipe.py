@@ -354,6 +354,7 @@ COUNTS = {
     "data.max_length": 63,
     "data.overlong": "refuse",
     "data.seed": 1,
+    "data.repeat": 2,
     "data.fingerprint": "d" * 64,
     "method.name": "head",
     "method.options.rank": 3,

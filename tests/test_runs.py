@@ -686,3 +686,40 @@ def test_store_keeps_what_it_is_given(tmp_path):
     store = Store(tmp_path)
     assert store.cell("abc").epoch(3) == tmp_path / "cells" / "abc" / "epochs" / "03"
     assert store.base("key") == tmp_path / "base" / "key"
+
+
+# ---- trained weights ----
+
+
+@pytest.mark.parametrize("method", ["full", "head", "lora", "prefix", "prompt", "p_tuning"])
+def test_stored_weights_give_the_stored_scores(recipe, tmp_path, method):
+    """Loaded into a model to which the same method has been attached anew, from another seed."""
+    from imprint.checkpoint import load_trained
+    from imprint.recipe import plan, read_recipe
+    from imprint.runs import prepare_audits
+    from imprint.spec import Runtime
+    from imprint.tuning.base import Base
+
+    document = recipe(method=method, train={"epochs": 2, "batch_size": 4, "learning_rate": 0.1})
+    imprint.run(document, tmp_path / "out")
+    [cell] = plan(read_recipe(document), lambda name: "float32").cells
+    [audit] = prepare_audits(plan(read_recipe(document), lambda name: "float32"), Store(tmp_path / "none")).values()
+    folder = Store(tmp_path / "out").cell(cell.spec.run_id)
+    model = Base.of(cell, Runtime()).tuned(cell.spec.method, seed=99)
+    assert not np.allclose(audit.stats(model, 512).logp, folder.stats(2).logp, atol=1e-3)
+    load_trained(folder.epoch(2) / "adapter", model)
+    np.testing.assert_allclose(audit.stats(model, 512).logp, folder.stats(2).logp, atol=1e-5)
+    with pytest.raises(ImprintError, match="is missing"):
+        load_trained(tmp_path, model)
+
+
+def test_members_may_be_repeated(recipe, tmp_path):
+    """Each member so many times per epoch, what `tune_on` adds once."""
+    imprint.run(recipe(data__repeat=3, data__tune_on=12, method=["head", "lora"]), tmp_path / "out")
+    cells = load_grid(tmp_path / "out").cells
+    assert {cell.base_meta["counts"]["tuned"] for cell in cells} == {3 * 8 + 4}
+    imprint.run(recipe(data__tune_on=12, method="lora"), tmp_path / "once")
+    [plain] = load_grid(tmp_path / "once").cells
+    members = plain.records[plain.records["role"] == "member"]["id"].tolist()
+    assert members == cells[0].records[cells[0].records["role"] == "member"]["id"].tolist()
+    assert cells[1].folder.meta(1)["tokens_trained"] > 2 * plain.folder.meta(1)["tokens_trained"]

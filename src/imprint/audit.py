@@ -29,7 +29,7 @@ class Audit:
     Attributes:
         scored: encoded members, non-members and validation records, in this order.
         roles: `member`, `nonmember` or `validation` for each of them.
-        tuned: the records to train on: the members, and the extra ones if `tune_on` asks for more.
+        tuned: what an epoch trains on: the members, `repeat` times, and the extra ones if `tune_on` asks for more.
     """
 
     examples: tuple[Example, ...]
@@ -134,5 +134,5 @@ def prepare(pool: Pool, spec: DataSpec, tokenizer: Any) -> Audit:
     roles = ["member"] * len(split.members) + ["nonmember"] * len(split.nonmembers)
     roles += ["validation"] * len(split.validation)
     scored = tuple(encoded(example) for example in examples)
-    tuned = tuple(encoded(example) for example in split.tuned)
+    tuned = tuple(encoded(example) for example in (*split.members * spec.repeat, *split.extra))
     return Audit(examples, scored, tuple(roles), tuned, dict(split.dropped))

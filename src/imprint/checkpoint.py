@@ -58,6 +58,34 @@ def write_epoch(
     folder.drop_adapters(keep={report.epoch, folder.best_epoch()})
 
 
+def load_trained(path: Path, model: nn.Module) -> None:
+    """The inverse of `save_trained`, into a model to which the same method has been attached; no configuration is read.
+
+    Raises:
+        ImprintError: the weights are not there, or are another method's.
+    """
+    import torch
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    from imprint.tuning.models import trainable
+
+    file = path / ("adapter_model.safetensors" if isinstance(model, PeftModel) else "trained.safetensors")
+    if not file.exists():
+        raise ImprintError(f"{file} is missing: weights are kept of the last epoch and of the best one")
+    weights, wanted = load_file(file), trainable(model)
+    if isinstance(model, PeftModel):
+        unexpected = [key for key in set_peft_model_state_dict(model, weights).unexpected_keys if "prompt_" not in key]
+        model.active_peft_config.inference_mode = True  # virtual tokens are saved as they come out of their encoder
+    else:
+        unexpected = sorted(weights.keys() ^ wanted.keys())
+        with torch.no_grad():
+            for name in wanted.keys() & weights.keys():
+                wanted[name].copy_(weights[name])
+    if unexpected:
+        raise ImprintError(f"{file} holds the weights of another method: {unexpected[0]} has no place in this model")
+
+
 def save_trained(path: Path, model: nn.Module) -> None:
     """A PEFT adapter where the method is one; else the trained weights by name."""
     from peft import PeftModel, get_peft_model_state_dict

@@ -84,6 +84,8 @@ class DataSpec(Strict):
     """Records never tuned on, for perplexity (default 500)."""
     tune_on: int | None = Field(default=None, ge=1)
     """Records tuned on, where more are wanted than are scored (default: `members`)."""
+    repeat: int = Field(default=1, ge=1)
+    """Times that each member is tuned on per epoch; the records that `tune_on` adds beside them: once."""
     group: str | None = None
     """Column naming the owner of a record (subject, document); a group never spans two sides."""
     id: str | None = None

@@ -70,7 +70,7 @@ def auc(
     """
     x, y = two_sides(member_scores, nonmember_scores)
     clusters = _both_codes(len(x), len(y), member_groups, nonmember_groups)
-    return _interval(*_components(x, y), clusters, level)
+    return _interval(*components(x, y), clusters, level)
 
 
 def paired_auc(
@@ -102,7 +102,7 @@ def paired_auc(
             f"b has {len(x_b)} and {len(y_b)}."
         )
     clusters = _both_codes(len(x_a), len(y_a), member_groups, nonmember_groups)
-    (a_M, a_N), (b_M, b_N) = _components(x_a, y_a), _components(x_b, y_b)
+    (a_M, a_N), (b_M, b_N) = components(x_a, y_a), components(x_b, y_b)
     a, b = _interval(a_M, a_N, clusters, level), _interval(b_M, b_N, clusters, level)
     value, half, p = _difference(a_M - b_M, a_N - b_N, clusters, level)
     return PairedAUC(value, max(-1.0, value - half), min(1.0, value + half), p, a, b)
@@ -136,7 +136,7 @@ def _both_codes(
     return both[:M], both[M:]
 
 
-def _components(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+def components(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """DeLong's structural components: [M] the share of non-members each member beats, [N] of members that beat each."""
     return _beaten(x, y) / len(y), 1 - _beaten(y, x) / len(x)
 

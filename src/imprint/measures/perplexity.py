@@ -36,7 +36,7 @@ def perplexity(stats: TokenStats, level: float = 0.95, groups: Iterable[object] 
     '25.7903'
     """
     tail = (1 - checked_level(level)) / 2
-    nll_N, T_N = _sums(stats)
+    nll_N, T_N = sums(stats)
     labels = list(range(len(stats)) if groups is None else groups)
     if len(labels) != len(stats):
         raise DataError(f"every text needs a group: {len(stats)} texts, {len(labels)} groups.")
@@ -50,7 +50,7 @@ def perplexity(stats: TokenStats, level: float = 0.95, groups: Iterable[object] 
     return Interval(_exp(H), _exp(H - half), _exp(H + half))
 
 
-def _sums(stats: TokenStats) -> tuple[Floats, Floats]:
+def sums(stats: TokenStats) -> tuple[Floats, Floats]:
     """[N] summed nll in nats and [N] number of scored tokens of each text."""
     if not len(stats):
         raise DataError("perplexity needs at least one text; there is none.")

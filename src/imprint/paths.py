@@ -1,0 +1,43 @@
+"""A run as a path: perplexity and leakage of every checkpoint as estimates that can be compared record by record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from imprint.measures.estimate import Estimate, auc_estimate, log_perplexity_estimate
+from imprint.measures.frontier import Checkpoint
+from imprint.rows import Cell
+from imprint.spec import content_key
+from imprint.types import TokenStats
+
+
+def path_of(cell: Cell, attacks: Sequence[str]) -> list[Checkpoint]:
+    """Every finished checkpoint of a cell, the untouched base first.
+
+    Cells that score the same records agree in the names of their strata, whatever the model: their differences are
+    paired.
+    """
+    names = strata(cell)
+    return [_checkpoint(cell, epoch, attacks, names) for epoch in range(cell.epochs + 1)]
+
+
+def strata(cell: Cell) -> dict[str, str]:
+    """Role -> a name that says which records have it."""
+    roles = ("member", "nonmember", "validation")
+    return {role: f"{role}/{content_key(cell.records['id'].to_numpy()[cell.rows(role)].tolist())}" for role in roles}
+
+
+def auc_of(cell: Cell, target: TokenStats, attack: str, names: dict[str, str]) -> Estimate:
+    """The AUC of an attack on any pass over the records of the cell."""
+    sides = cell.sides(cell.scored(target, [attack])[attack])
+    return auc_estimate(*sides, cell.groups("member"), cell.groups("nonmember"), (names["member"], names["nonmember"]))
+
+
+def _checkpoint(cell: Cell, epoch: int, attacks: Sequence[str], names: dict[str, str]) -> Checkpoint:
+    stats = cell.stats(epoch)
+    validation = stats.select(cell.rows("validation"))
+    return Checkpoint(
+        epoch,
+        log_perplexity_estimate(validation, cell.groups("validation"), names["validation"]),
+        {attack: auc_of(cell, stats, attack, names) for attack in attacks},
+    )
