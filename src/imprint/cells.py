@@ -16,6 +16,7 @@ from torch import nn
 
 from imprint.audit import Audit
 from imprint.checkpoint import resume, write_epoch
+from imprint.controls import measure_controls
 from imprint.engine.compiled import pays
 from imprint.engine.costs import measured
 from imprint.engine.features import kept_forward
@@ -53,6 +54,7 @@ def prepare_cell(cell: PlannedCell, base: Base, audit: Audit, store: Store, prog
     """Score the base if nobody has, attach the method, and restore the last finished epoch."""
     spec, folder = cell.spec, store.cell(cell.spec.run_id)
     progress.base(cell.label, score_base(cell, audit, base, store), audit)  # before a tuner exists
+    measure_controls(cell, audit, base, store)
     model = base.tuned(spec.method, spec.seed)
     forward = forward_for(model, base, cell, audit, store)
     trainer = Trainer(model, audit.tuned, spec.train, spec.method.options["learning_rate"], spec.seed)

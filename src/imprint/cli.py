@@ -95,11 +95,15 @@ def _predict(
 
 
 def _exit_code(grid: Grid, frame: pd.DataFrame) -> int:
-    """3 where a cell could not finish, 1 where a budget is given and no cell keeps it, else 0."""
+    """3 where a cell could not finish, 2 where a gate is not green, 1 where no cell keeps a budget that is given."""
+    from imprint.gates.judge import withheld
     from imprint.report import within_budget
+    from imprint.validity import gates
 
     if any(cell.outcome["status"] in ("failed", "unfinished") for cell in grid.cells):
         return 3
+    if any(withheld(found) for found in gates(grid).values()):
+        return 2
     verdicts = [within_budget(grid, frame, cell) for cell in grid.cells]
     return 1 if grid.budget and not any(verdicts) else 0
 

@@ -123,10 +123,14 @@ class Cell:
         """attack -> [N] score of every record; higher means more likely a member."""
         return self.scored(self.stats(epoch), attacks)
 
-    def scored(self, target: TokenStats, attacks: Iterable[str]) -> dict[str, Floats]:
-        """The same of any pass over the same records."""
-        zlib_bytes = self.records["zlib_bytes"].to_numpy()
-        evidence = {"target": target, "reference": self.reference, "zlib_bytes": zlib_bytes}
+    def scored(
+        self, target: TokenStats, attacks: Iterable[str], rows: NDArray[np.intp] | None = None
+    ) -> dict[str, Floats]:
+        """The same of any pass over the same records, or over those at `rows`."""
+        zlib_bytes, reference = self.records["zlib_bytes"].to_numpy(), self.reference
+        if rows is not None:
+            zlib_bytes, reference = zlib_bytes[rows], reference.select(rows)
+        evidence = {"target": target, "reference": reference, "zlib_bytes": zlib_bytes}
         return {name: run_attack(ATTACKS[name], **evidence) for name in attacks}
 
     def sides(self, scores: Floats) -> tuple[Floats, Floats]:

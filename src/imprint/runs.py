@@ -15,6 +15,7 @@ from imprint.recipe import Plan, PlannedCell, RecipeLike, plan, read_recipe
 from imprint.rows import Grid, load_grid, write_results
 from imprint.spec import Runtime
 from imprint.store import Store
+from imprint.validity import write_gates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,6 +145,7 @@ def finish(grid: Grid) -> pd.DataFrame:
         ImprintError: no cell of the grid finished; the reason is the first one's.
     """
     frame = write_results(grid)
+    write_gates(grid)
     outcomes = [cell.outcome for cell in grid.cells]
     if all(outcome["status"] == "failed" for outcome in outcomes):
         raise ImprintError(f"no cell of {grid.path} finished: {outcomes[0]['reason']}")

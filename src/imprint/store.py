@@ -3,11 +3,12 @@
     <out>/recipe.yaml                       the recipe as given
     <out>/recipe.lock.json                  the cells it stands for: run ids and specs
     <out>/base/<key>/                       records.parquet, stats.parquet, meta.json: the untouched model, once
+    <out>/base/<key>/gates/                 what the validity gates need besides (`controls.py`)
     <out>/cells/<run_id>/spec.json
     <out>/cells/<run_id>/epochs/03/         stats.parquet, meta.json; adapter/ (last epoch, and the one of best
                                             validation perplexity); state.safetensors (newest epoch, until done)
     <out>/cells/<run_id>/done.json          written last, with checksums: its existence means the cell is complete
-    <out>/results.parquet, scores.parquet   recomputed from the evidence
+    <out>/results.parquet, scores.parquet, gates.json    recomputed from the evidence
 
 Several recipes may keep `base` and `cells` in one folder that they share; a cell that two of them ask for is then
 measured once.

@@ -1,7 +1,7 @@
 """Leakage at equal utility: a run's path through (perplexity, AUC) read where it has learned as much as another.
 
 Methods differ in how much they learn in an epoch, so an AUC after so many epochs compares unlike things. Here a run
-is stopped at the *first* point of its path where validation perplexity is down to a given value, as early stopping does.
+is stopped at the *first* point of its path where validation perplexity is down to a given value: early stopping.
 """
 
 from __future__ import annotations

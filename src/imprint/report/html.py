@@ -19,6 +19,7 @@ from imprint.report.notes import all_notes
 from imprint.report.panels import Panels, curve_panels, density_panels
 from imprint.report.readings import Curve, curves
 from imprint.report.tables import Row, sources, summary
+from imprint.report.validity import Validity, validity
 from imprint.report.verdict import budget_verdict, verdicts
 from imprint.rows import Grid, load_grid, results
 from imprint.store import atomic_file
@@ -41,26 +42,31 @@ def write_report(path: str | Path) -> Path:
     """
     grid = load_grid(path)
     frame = results(path)
-    page = _template().render(_content(grid, summary(grid, frame), curves(frame)))
+    found = validity(grid)
+    rows = summary(grid, frame, {one.base for one in found if one.withheld})
+    page = template("report.html.j2").render(_content(grid, rows, curves(frame), found))
     file = Path(path) / "report.html"
     with atomic_file(file) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
     return file
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """One of our own templates; what is put into it is escaped."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(_asset("report.html.j2"))
+    return environment.from_string(asset(name))
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """One of our own files."""
     return files("imprint.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _content(grid: Grid, rows: Sequence[Row], measured: dict[str, Curve]) -> dict[str, Any]:
-    style = _asset("report.css")
+def _content(grid: Grid, rows: Sequence[Row], measured: dict[str, Curve], found: Sequence[Validity]) -> dict[str, Any]:
+    style = asset("report.css") + asset("study.css")
+    shut = {one.base for one in found if one.withheld}
     keys = key_columns(rows)
     last = [*point_columns(grid.attacks, lambda row: row.last), *cost_columns(), *outcome_columns()]
     best = [*point_columns(grid.attacks, lambda row: row.best), *budget_columns(grid)]
@@ -69,7 +75,8 @@ def _content(grid: Grid, rows: Sequence[Row], measured: dict[str, Curve]) -> dic
         "style_hash": base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         "title": _title(grid),
         "what": _what(grid),
-        "verdicts": verdicts(grid, measured),
+        "validity": found,
+        "verdicts": verdicts(grid, measured, shut),
         "budget": budget_verdict(grid, rows),
         "last": _table([*keys, *last], rows),
         "best": _table([*keys, *best], rows),

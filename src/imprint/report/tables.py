@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -50,12 +50,13 @@ class Row:
     budget: bool | None
 
 
-def summary(grid: Grid, frame: pd.DataFrame) -> list[Row]:
+def summary(grid: Grid, frame: pd.DataFrame, withheld: Collection[str] = ()) -> list[Row]:
     """One row per cell in the grid's order; before those that share a base, the base itself.
 
     Args:
         grid: what `load_grid` returns.
         frame: what `results` or `write_results` returns.
+        withheld: keys of bases whose gates are not all green: nobody can say whether their cells keep a budget.
     """
     measured = curves(frame)
     titles, of_place = sources(grid), places(grid)
@@ -66,7 +67,8 @@ def summary(grid: Grid, frame: pd.DataFrame) -> list[Row]:
         rows.append(_base_row(cells[0], (of_place[first], *titles[first]), of_base, grid))
         for cell in cells:
             names = (of_place[cell.run_id], *titles[cell.run_id])
-            rows.append(_row(cell, names, measured.get(cell.run_id, Curve({})), grid))
+            row = _row(cell, names, measured.get(cell.run_id, Curve({})), grid)
+            rows.append(replace(row, budget=None) if cell.base.name in withheld else row)
     return rows
 
 

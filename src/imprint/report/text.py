@@ -23,13 +23,14 @@ from imprint.report.columns import (
 )
 from imprint.report.notes import all_notes
 from imprint.report.tables import Row, summary
+from imprint.report.validity import gate_lines, validity
 from imprint.rows import Grid
 
 LAST = "At the last epoch"
 BEST = "At the epoch of best validation perplexity"
 _GAP = 2
 """Columns between two columns: the padding and the separator."""
-_WIDEST_KEY = 24
+WIDEST_KEY = 24
 _PLAIN = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 """Off a terminal: nothing but a line of dashes below the titles."""
 
@@ -40,39 +41,53 @@ def print_summary(grid: Grid, frame: pd.DataFrame, console: Console) -> None:
     A table that is wider than the console first puts its intervals on a second line, then continues in another
     table. Off a terminal the same comes as plain text.
     """
-    rows = summary(grid, frame)
+    found = validity(grid)
+    rows = summary(grid, frame, {one.base for one in found if one.withheld})
+    console.print(printable("Validity gates", console, "bold"), highlight=False)
+    for line in gate_lines(found):
+        console.print(printable(line, console), highlight=False)
+    console.print()
     keys = key_columns(rows)
     tuned = [row for row in rows if row.run_id is not None]
     last, best = point_columns(grid.attacks, lambda row: row.last), point_columns(grid.attacks, lambda row: row.best)
-    _print_block("What was trained", keys, [*cost_columns(), *outcome_columns(), *budget_columns(grid)], tuned, console)
-    _print_block(f"{LAST}: AUC by each attack, its 95% interval", keys, last, rows, console)
-    _print_block(BEST, keys, best, rows, console)
+    print_block("What was trained", keys, [*cost_columns(), *outcome_columns(), *budget_columns(grid)], tuned, console)
+    print_block(f"{LAST}: AUC by each attack, its 95% interval", keys, last, rows, console)
+    print_block(BEST, keys, best, rows, console)
     for note in all_notes(grid, rows):
-        console.print(_text(note, console), highlight=False)
+        console.print(printable(note, console), highlight=False)
 
 
 def to_markdown(grid: Grid, frame: pd.DataFrame) -> str:
-    """Both blocks of the summary as Markdown tables, and the notes under them."""
-    rows = summary(grid, frame)
+    """The gates, both blocks of the summary as Markdown tables, and the notes under them."""
+    found = validity(grid)
+    rows = summary(grid, frame, {one.base for one in found if one.withheld})
     keys = key_columns(rows)
     last = [*point_columns(grid.attacks, lambda row: row.last), *cost_columns(), *outcome_columns()]
     best = [*point_columns(grid.attacks, lambda row: row.best), *budget_columns(grid)]
-    notes = [f"- {_escaped(note)}" for note in all_notes(grid, rows)]
-    blocks = [f"**{LAST}**", _markdown([*keys, *last], rows), f"**{BEST}**", _markdown([*keys, *best], rows)]
+    notes = [f"- {escaped(note)}" for note in all_notes(grid, rows)]
+    gates = "\n".join(f"- {escaped(line)}" for line in gate_lines(found))
+    blocks = [
+        "**Validity gates**",
+        gates,
+        f"**{LAST}**",
+        markdown([*keys, *last], rows),
+        f"**{BEST}**",
+        markdown([*keys, *best], rows),
+    ]
     return "\n\n".join([*blocks, "\n".join(notes)]) + "\n"
 
 
-def _print_block(title: str, keys: list[Column], columns: list[Column], rows: Sequence[Row], console: Console) -> None:
+def print_block(title: str, keys: list[Column], columns: list[Column], rows: Sequence[Row], console: Console) -> None:
     for number, (part, joint) in enumerate(_parts(keys, columns, rows, console.width)):
         heading = title if number == 0 else f"{title} (continued)"
-        console.print(_text(heading, console, "bold"), highlight=False)
+        console.print(printable(heading, console, "bold"), highlight=False)
         table = Table(box=box.SIMPLE_HEAD if console.is_terminal else _PLAIN, padding=(0, 1, 0, 0), show_edge=False)
         for column in [*keys, *part]:
             table.add_column(
-                _text(column.title, console),
+                printable(column.title, console),
                 justify="right" if column.number else "left",
                 overflow="fold",
-                max_width=_WIDEST_KEY if column.key else None,
+                max_width=WIDEST_KEY if column.key else None,
                 no_wrap=not column.key,
             )
         for row in rows:
@@ -84,12 +99,12 @@ def _print_block(title: str, keys: list[Column], columns: list[Column], rows: Se
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
     """A plain table: the first column names, the others hold numbers."""
-    console.print(_text(title, console, "bold"), highlight=False)
+    console.print(printable(title, console, "bold"), highlight=False)
     table = Table(box=box.SIMPLE_HEAD if console.is_terminal else _PLAIN, padding=(0, 1, 0, 0), show_edge=False)
     for n, name in enumerate(header):
-        table.add_column(_text(name, console), justify="right" if n else "left", overflow="fold")
+        table.add_column(printable(name, console), justify="right" if n else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_text(entry, console) for entry in row))
+        table.add_row(*(printable(entry, console) for entry in row))
     console.print(table)
 
 
@@ -97,7 +112,7 @@ def _parts(
     keys: list[Column], columns: list[Column], rows: Sequence[Row], width: int
 ) -> list[tuple[list[Column], str]]:
     """How to break columns into tables that fit, and what joins a number with its interval."""
-    taken = sum(min(_WIDEST_KEY, _width(column, rows, " ")) + _GAP for column in keys) - _GAP  # none at the end
+    taken = sum(min(WIDEST_KEY, _width(column, rows, " ")) + _GAP for column in keys) - 1  # padding alone at the end
     for joint in (" ", "\n"):
         if taken + sum(_width(column, rows, joint) + _GAP for column in columns) <= width:
             return [(columns, joint)]
@@ -120,27 +135,28 @@ def _width(column: Column, rows: Sequence[Row], joint: str) -> int:
 
 def _halves(entry: Entry, joint: str) -> list[str]:
     """A number and its interval; on a line of its own the interval needs no brackets."""
-    interval = f"{entry.low}-{entry.high}" if joint == "\n" and entry.low else entry.interval
+    dash = " to " if "-" in entry.low + entry.high else "-"
+    interval = f"{entry.low}{dash}{entry.high}" if joint == "\n" and entry.low else entry.interval
     return [half for half in (entry.text, interval) if half]
 
 
 def _cell(entry: Entry, joint: str, console: Console) -> Text:
-    halves = [_text(half, console, style) for half, style in zip(_halves(entry, joint), ("", "dim"), strict=False)]
+    halves = [printable(half, console, style) for half, style in zip(_halves(entry, joint), ("", "dim"), strict=False)]
     return Text(joint).join(halves)
 
 
-def _text(text: str, console: Console, style: str = "") -> Text:
+def printable(text: str, console: Console, style: str = "") -> Text:
     """Never markup: names may hold brackets. What the console's encoding lacks becomes a question mark."""
     return Text(text.encode(console.encoding, "replace").decode(console.encoding), style=style)
 
 
-def _markdown(columns: list[Column], rows: Sequence[Row]) -> str:
-    lines = [[_escaped(column.title) for column in columns], ["--:" if c.number else ":--" for c in columns]]
-    lines += [[_escaped(" ".join(_halves(column.entry(row), " "))) for column in columns] for row in rows]
+def markdown(columns: list[Column], rows: Sequence[Row]) -> str:
+    lines = [[escaped(column.title) for column in columns], ["--:" if c.number else ":--" for c in columns]]
+    lines += [[escaped(" ".join(_halves(column.entry(row), " "))) for column in columns] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Neither HTML nor Markdown survives in a name; an underscore inside a word is safe and stays readable."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~#!])", r"\\\1", text)

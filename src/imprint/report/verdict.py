@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from imprint.measures import PairedAUC, paired_auc
@@ -44,10 +44,14 @@ class Score:
         )
 
 
-def verdicts(grid: Grid, measured: dict[str, Curve]) -> list[Verdict]:
-    """One verdict for every model, data and seed."""
+def verdicts(grid: Grid, measured: dict[str, Curve], withheld: Collection[str] = ()) -> list[Verdict]:
+    """One verdict for every model, data and seed, but for those whose base is among `withheld`."""
     of_place = places(grid)
-    return [_verdict(grid, measured, cells, of_place[cells[0].run_id]) for cells in by_base(grid.cells)]
+    return [
+        _verdict(grid, measured, cells, of_place[cells[0].run_id])
+        for cells in by_base(grid.cells)
+        if cells[0].base.name not in withheld
+    ]
 
 
 def _verdict(grid: Grid, measured: dict[str, Curve], cells: list[Cell], place: str) -> Verdict:

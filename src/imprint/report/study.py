@@ -1,0 +1,98 @@
+"""The page of a study: gates first, then verdicts, tables and charts; one HTML file without network or script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from markupsafe import Markup
+
+from imprint.report.html import asset, template
+from imprint.report.sheet import Sheet, shown_rows
+from imprint.report.words import clean
+from imprint.store import atomic_file
+
+_COLOURED = ("green", "red")
+"""States with a colour of their own; any other has the neutral one."""
+
+
+class GateLike(Protocol):
+    """What the page asks of a validity gate; `state` is shown as the word it is, and coloured if green or red."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def finding(self) -> str: ...
+    @property
+    def advice(self) -> str: ...
+
+
+def write_study_page(
+    path: Path,
+    title: str,
+    intro: str,
+    gates: Sequence[GateLike],
+    withheld: str,
+    verdicts: Sequence[tuple[str, str, str]],
+    sheets: Sequence[Sheet],
+    charts: Sequence[tuple[str, list[str]]],
+    notes: Sequence[str],
+) -> Path:
+    """Write the page of a study; the same input, the same bytes.
+
+    Args:
+        path: the file to write.
+        title: its heading.
+        intro: what was run, in a sentence or two.
+        gates: the validity gates in the order to show them.
+        withheld: why nothing here is evidence; empty where every gate is green. Every table is then marked.
+        verdicts: (claim, verdict in a word or two, sentence with the numbers).
+        sheets: the tables.
+        charts: (heading, SVG of `imprint.report.figures`, which escape their own text). Nothing else goes unescaped.
+        notes: sentences at the end.
+
+    Returns:
+        The file.
+    """
+    style = asset("report.css") + asset("study.css")
+    page = template("study.html.j2").render(
+        style=Markup(style),
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        title=clean(title),
+        intro=clean(intro),
+        gates=[_gate(gate) for gate in gates],
+        withheld=clean(withheld),
+        verdicts=[[clean(part) for part in verdict] for verdict in verdicts],
+        sheets=[_table(sheet) for sheet in sheets],
+        charts=[(clean(heading), [Markup(chart) for chart in panels]) for heading, panels in charts],
+        notes=[clean(note) for note in notes],
+    )
+    with atomic_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
+    return path
+
+
+def _gate(gate: GateLike) -> dict[str, str]:
+    return {
+        "name": clean(gate.name),
+        "state": clean(gate.state),
+        "kind": gate.state if gate.state in _COLOURED else "grey",
+        "finding": clean(gate.finding),
+        "advice": clean(gate.advice),
+    }
+
+
+def _table(sheet: Sheet) -> dict[str, Any]:
+    kinds = ["key" if n < sheet.group else "n" if number else "" for n, number in enumerate(sheet.numeric)]
+    return {
+        "title": clean(sheet.title),
+        "columns": [(clean(name), kind) for name, kind in zip(sheet.header, kinds, strict=True)],
+        "group": sheet.group,
+        "rows": shown_rows(sheet),
+        "remarks": sheet.remarks,
+    }
