@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, UsageError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,6 +129,90 @@ def report_command(
     report = write_report(folder)
     if not markdown:
         console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
+
+
+studies = typer.Typer(help="The paper's tables, figures and observations, and what it left open.", no_args_is_help=True)
+app.add_typer(studies, name="study")
+
+
+@studies.command("list")
+def study_list() -> None:
+    """Every study with what it repeats or asks."""
+    from rich.console import Console
+
+    from imprint.report.sheet import Sheet, print_sheet
+    from imprint.studies.catalogue import STUDIES
+
+    rows = tuple((name, study.title) for name, study in STUDIES.items())
+    print_sheet(Sheet("Studies", ("name", "what it is"), rows), Console())
+
+
+@studies.command("show")
+def study_show(
+    name: Annotated[str, typer.Argument(help="Name of a study.")],
+    model: Annotated[list[str] | None, typer.Option(help="As for `study run`.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="As for `study run`.")] = None,
+    scale: Annotated[str, typer.Option(help="small or paper.")] = "small",
+    protocol: Annotated[str, typer.Option(help="controlled or published.")] = "controlled",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Training seeds.")] = None,
+) -> None:
+    """What a study claims, and the recipes that it runs."""
+    quiet_libraries()
+    import yaml
+
+    from imprint.studies.run import study_named
+    from imprint.studies.setting import setting
+
+    study = study_named(name)
+    print(f"{study.title}\n{study.claim}\n")
+    for part in study.parts(setting(scale, protocol, model or (), data or (), seeds)):
+        print(yaml.safe_dump(part.recipe, sort_keys=False, allow_unicode=True))
+
+
+@studies.command("run")
+def study_run(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Studies; `imprint study list` lists them.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model in place of the scale's; several times: models of growing size.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[=FOLDER]", help="Data in place of the scale's; several times.")
+    ] = None,
+    scale: Annotated[
+        str, typer.Option(help="small: minutes on a CPU, offline. paper: the paper's, on a GPU.")
+    ] = "small",
+    protocol: Annotated[str, typer.Option(help="controlled, or published: as in the paper.")] = "controlled",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Training seeds (default: 3, published: 1).")] = None,
+    out: Annotated[Path, typer.Option(help="Output folder, shared by all studies.")] = Path("runs/studies"),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in train.epochs=3.")
+    ] = None,
+    style: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens of one forward pass.")] = None,
+) -> None:
+    """Run what is missing of a study, print its tables and verdicts, and write its page."""
+    quiet_libraries()
+    from rich.console import Console
+
+    from imprint.progress import ConsoleProgress
+    from imprint.spec import Runtime
+    from imprint.studies.run import run_study, study_named
+    from imprint.studies.setting import setting
+    from imprint.studies.show import FORMATS, show
+
+    if style not in FORMATS:
+        raise UsageError(f"--format: {unknown('format', style, FORMATS)}")
+    for name in names:
+        study_named(name)
+    where = setting(scale, protocol, model or (), data or (), seeds)
+    runtime, console = Runtime(device=device, token_budget=token_budget), Console()
+    progress = ConsoleProgress(Console(stderr=True) if style != "text" else console)
+    done = []
+    for name in names:
+        done.append(run_study(name, where, out, tuple(set_ or ()), runtime, progress))
+        show(done[-1], style, console)
+    raise typer.Exit(2 if any(one.withheld for one in done) else 0)
 
 
 def quiet_libraries() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -68,6 +68,31 @@ def line_chart(
     parts += [_band(one, x, y) for one in series] + [_line(one, x, y) for one in series]
     parts += _end_labels(series, labels, x, y) if direct else _legend(series, labels)
     return svg.figure(heading, description, parts, svg.HEIGHT if direct else svg.HEIGHT + _ROW * len(labels))
+
+
+def frontier_chart(heading: str, description: str, series: Sequence[Series], y_name: str = "AUC") -> str:
+    """Leakage against utility: a mark for every checkpoint, joined in the order of training, from the base on.
+
+    Low and left is good. Perplexity far above the base's is cut off at the edge.
+
+    Args:
+        heading, description: as in `line_chart`.
+        series: x is validation perplexity, y leakage; the first point is the base.
+    """
+    labels = list(dict.fromkeys(one.label for one in series))
+    finite = [v for one in series for v in one.x if math.isfinite(v)] or [1.0]
+    base = max((one.x[0] for one in series if one.x and math.isfinite(one.x[0])), default=max(finite))
+    right = min(max(finite), 1.3 * base)
+    pad = 0.03 * (right - min(finite)) or 0.05 * right
+    x = svg.Scale(min(finite) - pad, right + pad, svg.LEFT, svg.WIDTH - 14)
+    y = svg.Scale(*value_range(series, log=False), svg.BOTTOM, svg.TOP)
+    drawn = [replace(one, x=[min(v, right) for v in one.x]) for one in series]
+    parts = svg.names(heading, "validation perplexity (lower is better)", y_name, x, y)
+    parts += svg.axes(x, y, x.ticks(7), y.ticks(9))
+    if y.low <= 0.5 <= y.high:
+        parts.append(f'<path class="rule" d="M{x.start:g} {y(0.5):.1f}H{x.end:g}"/>')
+    parts += [_line(one, x, y) for one in drawn] + _legend(series, labels)
+    return svg.figure(heading, description, parts, svg.HEIGHT + _ROW * len(labels))
 
 
 def value_range(series: Sequence[Series], log: bool) -> tuple[float, float]:

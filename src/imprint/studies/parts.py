@@ -1,0 +1,180 @@
+"""The grids that studies are made of. Studies that name the same cell share it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from imprint.errors import UsageError
+from imprint.spec import ModelSpec
+from imprint.studies.setting import PAPER_METHODS, Setting
+
+Method = str | dict[str, Any]
+RANK = 8
+"""LoRA's default, where ranks are equal and parameters are not."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A recipe, and whether its learning rates are to be searched for."""
+
+    recipe: dict[str, Any]
+    search: bool = True
+
+
+def _part(setting: Setting, model: str, data: Mapping[str, Any], methods: Sequence[Method], **train: Any) -> Part:
+    recipe = {"model": model, "data": dict(data), "method": list(methods), "train": {**setting.train, **train}}
+    return Part(recipe, search=setting.controlled)
+
+
+def main(setting: Setting, methods: Sequence[Method] = PAPER_METHODS) -> list[Part]:
+    """The five methods on every data set: Table 2, Figures 1 to 3, observations 1, 2 and 4."""
+    return [_part(setting, setting.model, data, methods) for data in setting.data]
+
+
+def pair(setting: Setting) -> list[Part]:
+    """LoRA and prefix tuning on every data set: Figure 2."""
+    return main(setting, ("lora", "prefix"))
+
+
+def first(setting: Setting) -> list[Part]:
+    """The five methods on the first data set."""
+    return main(setting)[:1]
+
+
+def family(setting: Setting) -> list[Part]:
+    """Six methods on models of growing size, the first data set: Table 3 and observation 3."""
+    return [_part(setting, model, setting.data[0], ("full", *PAPER_METHODS)) for model in setting.family]
+
+
+def placement(setting: Setting) -> list[Part]:
+    """LoRA by placement: at equal rank as in Table 4, and, controlled, at equal trainable parameters.
+
+    Single matrices, each at the same number of parameters, on the first data set alone.
+    """
+    data = setting.data[:2]
+    parts = [_part(setting, setting.placements, one, [_lora(p, RANK) for p in THREE]) for one in data]
+    if setting.controlled:
+        equal = equal_ranks(setting.placements, THREE)
+        parts += [_part(setting, setting.placements, one, [_lora(p, equal[p]) for p in THREE]) for one in data]
+        single = equal_ranks(setting.placements, matrices(setting.placements))
+        parts.append(_part(setting, setting.placements, data[0], [_lora(p, rank) for p, rank in single.items()]))
+    return parts
+
+
+THREE = ("attention", "projection", "both")
+
+
+def experts(setting: Setting) -> list[Part]:
+    """LoRA on a dense model and on one with experts, of equal active parameters, at equal trainable parameters.
+
+    A router has so few weights that it cannot have as many: it is adapted at full rank.
+    """
+    dense, sparse = equal_ranks(setting.dense, THREE), equal_ranks(setting.sparse, ("attention", "experts", "both"))
+    router = _lora("router", _router_rank(setting.sparse))
+    return [
+        _part(setting, setting.dense, setting.data[0], ["head", "prefix", *(_lora(p, r) for p, r in dense.items())]),
+        _part(
+            setting,
+            setting.sparse,
+            setting.data[0],
+            ["head", "prefix", *(_lora(p, r) for p, r in sparse.items()), router],
+        ),
+    ]
+
+
+def amount(setting: Setting) -> list[Part]:
+    """More records to tune on beside the same members, and members that occur more often among them."""
+    data = setting.data[0]
+    members = max(1, data.get("members", 1000) // 2)
+    sizes = [members * factor for factor in (1, 2, 4, 8)]
+    methods = ["head", "lora", "prefix"]
+    grown = [{**data, "members": members, "tune_on": size} for size in sizes]
+    repeated = [{**data, "members": members, "tune_on": sizes[2], "repeat": times} for times in (2, 4, 8)]
+    epochs = math.ceil(setting.train["epochs"] / 2)
+    return [
+        replace(_part(setting, setting.model, one, methods, epochs=epochs), search=False) for one in grown + repeated
+    ]
+
+
+def misread(setting: Setting) -> list[Part]:
+    """The methods whose outputs are longer than their inputs: where they leak little, and where they leak a lot.
+
+    Few records for many epochs make virtual tokens remember, so that there is something to lose by misreading.
+    """
+    few = {**setting.data[0], "members": FEW}
+    few.pop("tune_on", None)
+    epochs = 4 * setting.train["epochs"]
+    leaky = _part(setting, setting.model, few, LONGER, epochs=epochs, batch_size=4, schedule="constant")
+    return [*main(setting, LONGER), replace(leaky, search=False)]
+
+
+LONGER = ("prompt", "p_tuning")
+FEW = 64
+
+
+def _lora(place: str, rank: int) -> dict[str, Any]:
+    return {"lora": {"placement": place, "rank": rank}}
+
+
+def _structure(model: str) -> Any:
+    """The modules of a model without their weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from imprint.tuning.locate import locate
+
+    config = AutoConfig.from_pretrained(locate(ModelSpec(name=model)).path, trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def equal_ranks(model: str, placements: Sequence[str]) -> dict[str, int]:
+    """A rank for each placement such that all train nearly the same number of parameters.
+
+    The largest placement has a rank between 2 and 8; among these the numbers are as equal as whole ranks allow.
+
+    Raises:
+        UsageError: a placement fits nothing in this model.
+    """
+    from imprint.tuning.placement import weights_per_rank
+
+    structure = _structure(model)
+    unit = {place: weights_per_rank(structure, place) for place in placements}
+    largest = max(unit.values())
+
+    def ranks(total: int) -> dict[str, int]:
+        return {place: max(1, round(total / size)) for place, size in unit.items()}
+
+    def mismatch(total: int) -> float:
+        counts = [rank * unit[place] for place, rank in ranks(total).items()]
+        return max(counts) / min(counts)
+
+    totals = sorted({rank * size for size in unit.values() for rank in range(1, 8 * largest // size + 1)})
+    return ranks(min((total for total in totals if total >= 2 * largest), key=lambda total: (mismatch(total), total)))
+
+
+def matrices(model: str) -> list[str]:
+    """The names that tell a model's adaptable matrices apart, attention first: q, k, v and so on."""
+    from imprint.tuning.placement import distinct_names
+
+    return distinct_names(_structure(model))
+
+
+def _router_rank(model: str) -> int:
+    """The number of experts: a router's rank is at most that."""
+    structure = _structure(model)
+    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if count := getattr(structure.config, name, None):
+            return int(count)
+    raise UsageError(
+        f"{model} has no experts: give a mixture-of-experts model last, as in --model DENSE --model SPARSE"
+    )
+
+
+def documents(parts: Sequence[Part], searched: bool) -> list[dict[str, Any]]:
+    """The recipes of the parts that are searched, or that are not."""
+    return list(itertools.chain([part.recipe for part in parts if part.search == searched]))
