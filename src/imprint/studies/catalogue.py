@@ -105,7 +105,7 @@ STUDIES: dict[str, Study] = {
     ),
     "mechanism": Study(
         "Mechanism: what a prefix does to attention, and whether members are moved differently",
-        "A prefix biases attention instead of changing it, so member and non-member losses move together.",
+        "A prefix biases attention instead of changing it, and so moves the losses of members and non-members alike.",
         parts.first,
         mechanism,
     ),

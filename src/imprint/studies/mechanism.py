@@ -14,7 +14,7 @@ from imprint.report.sheet import Entry, Sheet
 from imprint.studies import tables
 from imprint.studies.claims import Answer
 from imprint.studies.evidence import Variant
-from imprint.studies.judgement import LEVEL, NOT_SUPPORTED, SUPPORTED, Verdict, pvalue
+from imprint.studies.judgement import LEVEL, NOT_SUPPORTED, SUPPORTED, UNDECIDED, Verdict, pvalue
 from imprint.types import Floats
 
 if TYPE_CHECKING:
@@ -98,7 +98,10 @@ def _mean_L(*sides: Floats) -> Floats:
 
 
 def _moved(one: Inside) -> Verdict:
-    """Whether, and at which layers, members are displaced otherwise than non-members."""
+    """Whether, and at which layers, members are displaced otherwise than non-members.
+
+    Where the base itself tells them apart, nobody can say what tuning did.
+    """
     adjusted = holm(one.drift.moved.p_S.tolist())
     seen = [layer for layer, p in enumerate(adjusted) if p < LEVEL]
     control = holm(one.drift.control.p_S.tolist())
@@ -106,7 +109,7 @@ def _moved(one: Inside) -> Verdict:
     title = tables.title(one.variant.method)
     return Verdict(
         f"{title} moves members otherwise than non-members",
-        SUPPORTED if seen else NOT_SUPPORTED,
+        UNDECIDED if min(control) < LEVEL else SUPPORTED if seen else NOT_SUPPORTED,
         f"Displacements differ {where} (of {len(adjusted)}; Holm-corrected permutation tests, smallest p "
         f"{pvalue(min(adjusted))}); control, the untouched base: smallest p {pvalue(min(control))}. Losses of members "
         f"fall by {one.losses.members.fall:.3f} nats, of non-members by {one.losses.nonmembers.fall:.3f}.",

@@ -1,7 +1,7 @@
 """A study, top to bottom: check, search, run, judge, write.
 
 <out>/cells, base                 the runs of all studies; a cell that two of them name is run once
-<out>/NAME/search/                learning rates tried (controlled protocol), as any run
+<out>/search/NAME/           learning rates tried (controlled protocol), as any run
 <out>/NAME/                       the study's own runs, as any run, and beside them
            study.json             gates, verdicts, tables, in plain data
            study.html             the same to look at
@@ -89,7 +89,7 @@ def run_study(
     parts = [_overridden(part, overrides) for part in study.parts(setting)]
     wanted = _resolved([part.recipe for part in parts], runtime)
     check_methods(wanted, runtime)
-    tried = _search(parts, root / name / "search", root, runtime, progress)
+    tried = _search(parts, root / "search" / name, root, runtime, progress)
     recipes = [_seeded(recipe, setting.seeds) for recipe in documents(parts, searched=False)]
     recipes += [document(t.cell.spec, [t.rate], range(setting.seeds)) for t in tried if t.chosen]
     recipes = [{**recipe, "attacks": list(ATTACKS)} for recipe in recipes]
@@ -157,7 +157,7 @@ def _search(parts: list[Part], folder: Path, root: Path, runtime: Runtime, progr
 def _seeded(recipe: dict[str, Any], seeds: int) -> dict[str, Any]:
     """The same split for every training seed."""
     data: dict[str, Any] = recipe["data"]
-    return {**recipe, "data": {"seed": 0, **data}, "seed": list(range(seeds))}
+    return {**recipe, "data": data | {"seed": 0}, "seed": list(range(seeds))}
 
 
 def _search_sheet(tried: list[Trial]) -> Sheet:
