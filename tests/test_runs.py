@@ -230,7 +230,7 @@ def test_the_base_is_scored_once_for_all_methods(recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(score, "token_stats", counted)
     imprint.run(recipe(method=["full", "lora", "prompt"]), tmp_path / "out")
-    assert len(passes) == 1 + 3
+    assert len(passes) == 1 + 1 + 3  # the base, the positive control of its gates, an epoch of each method
     assert len(list((tmp_path / "out" / "base").iterdir())) == 1
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from imprint.audit import Audit
-from imprint.errors import ImprintError
+from imprint.errors import ImprintError, first_line
 from imprint.gates import blind_scores, overlap
 from imprint.recipe import PlannedCell
 from imprint.spec import MethodSpec, TrainSpec
@@ -36,7 +36,7 @@ LEARNED = 0.4
 
 def measure_controls(cell: PlannedCell, audit: Audit, base: Base, store: Store) -> None:
     """Write the evidence of the gates of a base, if nobody has."""
-    path = store.base(cell.base) / "gates"
+    path = store.gates(cell.base)
     if path.is_dir():
         return
     started = time.perf_counter()
@@ -56,8 +56,8 @@ def measure_controls(cell: PlannedCell, audit: Audit, base: Base, store: Store) 
             tuned = sides[0][:MEMORIZED]
             records = [audit.scored[n] for n in (*tuned, *sides[1][: 4 * MEMORIZED])]
             meta["run"] = _overfit(cell, records, len(tuned), base, folder)
-        except ImprintError as error:
-            meta["positive"] = str(error)
+        except (ImprintError, RuntimeError) as error:  # out of memory, for one: the cells themselves may fit
+            meta["positive"] = first_line(error)
         write_json(folder / "meta.json", {**meta, "seconds": time.perf_counter() - started})
 
 
@@ -71,6 +71,7 @@ def _overfit(cell: PlannedCell, records: list[Encoded], members: int, base: Base
     spec = TrainSpec(epochs=EPOCHS, batch_size=8, schedule="constant")
     model = base.tuned(method, cell.spec.data.seed or 0)
     forward = forward_of(model)
+    forward.spare_memory(records[:members], base.budget)
     trainer = Trainer(model, records[:members], spec, method.options["learning_rate"], cell.spec.data.seed or 0)
     losses: list[float] = []
     for [report] in train([trainer], forward, base.budget):

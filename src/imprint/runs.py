@@ -31,6 +31,7 @@ def run(
     overrides: Iterable[str] = (),
     runtime: Runtime | None = None,
     progress: Progress | None = None,
+    evidence: str | Path | None = None,
 ) -> pd.DataFrame:
     """Do what is missing of a recipe and return its measurements.
 
@@ -40,6 +41,7 @@ def run(
         overrides: `key.subkey=value`, applied to the recipe first.
         runtime: device and memory.
         progress: where to report; silent by default.
+        evidence: a folder above `out` that holds the cells of several recipes (default: `out` holds its own).
 
     Returns:
         One row per measurement, as in `<out>/results.parquet`.
@@ -53,7 +55,7 @@ def run(
     runtime, progress = runtime or Runtime(), progress or Progress()
     device = resolve_device(runtime.device)
     planned = plan(read_recipe(recipe, overrides), lambda name: resolve_dtype(name, device))
-    store = Store(Path(out))
+    store = Store(Path(out), Path(evidence) if evidence else None)
     audits = prepare_audits(planned, store)
     with claim(store, planned):
         run_cells(planned, audits, store, runtime, progress)
@@ -90,12 +92,19 @@ def run_cells(planned: Plan, audits: dict[str, Audit], store: Store, runtime: Ru
             progress.note(f"{cell.label}: already done")
         else:
             missing.append(cell)
-    if not missing:
+    left = {cell.base for cell in missing}
+    unguarded = {c.base: c for c in planned.cells if c.base not in left and not store.gates(c.base).is_dir()}
+    if not missing and not unguarded:
         return
-    from imprint.cells import crews
+    from imprint.cells import crews, score_base
+    from imprint.controls import measure_controls
     from imprint.tuning.base import Base
     from imprint.tuning.models import resolve_device
 
+    for cell in unguarded.values():  # its runs are done, and the evidence of its gates has been removed
+        base = base if base and base.serves(cell) else Base.of(cell, runtime)
+        score_base(cell, audits[cell.base], base, store)
+        measure_controls(cell, audits[cell.base], base, store)
     device = resolve_device(runtime.device).type
     for crew in crews(missing, audits, store, device):
         base = base if base and base.serves(crew[0]) else Base.of(crew[0], runtime)
@@ -162,7 +171,8 @@ def prepare_audits(planned: Plan, store: Store) -> dict[str, Audit]:
 
     audits: dict[str, Audit] = {}
     for cell in planned.cells:
-        if cell.base not in audits and not store.cell(cell.spec.run_id).done:
+        left = not store.cell(cell.spec.run_id).done or not store.gates(cell.base).is_dir()
+        if left and cell.base not in audits:
             tokenizer = load_tokenizer(cell.located)
             audits[cell.base] = prepare(cell.pool, cell.spec.data, tokenizer)
     return audits

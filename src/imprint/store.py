@@ -254,6 +254,9 @@ class Store:
     def base(self, key: str) -> Path:
         return self.evidence / "base" / key
 
+    def gates(self, key: str) -> Path:
+        return self.base(key) / "gates"
+
     def sweep(self) -> None:
         """Delete what a killed run left half-written."""
         for path in [*self.evidence.rglob(f".*{PART}")]:

@@ -47,7 +47,7 @@ def gates_of(cell: Cell, attacks: Sequence[str], budget: float | None = None) ->
     """
     if not (cell.base / "stats.parquet").exists():
         names = ("base control", "blind baseline", "overlap", "power", "positive control")
-        return [missing(name, "the base was never scored.") for name in names]
+        return [missing(name, "The base was never scored.") for name in names]
     free = [name for name in dict.fromkeys(("loss", *attacks)) if "reference" not in evidence_needed(name)]
     scores = {name: cell.sides(found) for name, found in cell.scores(0, free).items()}
     groups = list(cell.groups("member")), list(cell.groups("nonmember"))
@@ -62,7 +62,8 @@ def gates_of(cell: Cell, attacks: Sequence[str], budget: float | None = None) ->
 
 def _why(cell: Cell, part: str) -> str:
     file = cell.base / "gates" / "meta.json"
-    return str(read_json(file).get(part, "not measured")) if file.exists() else "not measured: run again to measure it."
+    reason = read_json(file).get(part) if file.exists() else None
+    return f"Not measured: {reason.rstrip('.')}." if reason else "Not measured."
 
 
 def _blind(cell: Cell, groups: Groups) -> Gate:
@@ -76,7 +77,7 @@ def _blind(cell: Cell, groups: Groups) -> Gate:
 
 
 def _overlap(file: Path) -> Gate:
-    return overlap_gate(Overlap(**read_json(file))) if file.exists() else missing("overlap", "not measured.")
+    return overlap_gate(Overlap(**read_json(file))) if file.exists() else missing("overlap", "Not measured.")
 
 
 def _positive(cell: Cell, attacks: Sequence[str]) -> Gate:

@@ -1,8 +1,9 @@
 """The five validity gates: pure judgements from evidence. One that is not green withholds the headline of an audit.
 
 The two gates that ask several questions at once, base control and blind baseline, split one error rate among them
-(Bonferroni): a clean audit is red at either with probability `FAMILY` at most. Four plain 95% intervals, one for each
-attack, would be red in a tenth of clean audits, and a gate that cries wolf is soon ignored.
+(Bonferroni): a clean audit is red at either with probability `FAMILY` at most. Of four plain 95% intervals, one for
+each attack, one misses in 5% of clean audits if the attacks agree and in 19% if they do not, and a gate that cries
+wolf is soon ignored.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def base_control(scores: Mapping[str, Sides], groups: Groups) -> Gate:
     if isinstance(found, Gate):
         return found
     off = [attack for attack, interval in found.items() if 0.5 not in interval]
-    said = f"on the untuned base the AUC differs from .5 for {_listed(off)}" if off else "the untuned base is at chance"
+    said = f"On the untuned base the AUC differs from .5 for {_listed(off)}" if off else "The untuned base is at chance"
     return _gate(name, not off, f"{said}: {_shown(found, level)}.", _figures(found, level))
 
 
@@ -109,7 +110,7 @@ def blind_baseline(scores: Mapping[str, Sides], groups: Groups) -> Gate:
         return found
     above = [classifier for classifier, interval in found.items() if interval.low > 0.5]
     who = _listed(above) if above else f"none of {len(found)} classifiers"
-    said = f"{who} can tell members from non-members by their texts alone"
+    said = f"By their texts alone members are told from non-members by {who}"
     return _gate(name, not above, f"{said}: {_shown(found, 1 - 2 * tail)}.", _figures(found, 1 - 2 * tail))
 
 
@@ -139,15 +140,15 @@ def power(scores_loss: Sides, groups: Groups, budget_auc: float | None = None) -
     labels = [codes(side) for side in groups]
     clusters = [len(set(side.tolist())) for side in labels]
     if min(clusters) < 2:
-        counted = f"{clusters[0]} groups of members and {clusters[1]} of non-members"
-        return _gate("power", False, f"there are {counted}, and an interval needs two a side.", {"clusters": clusters})
+        counted = f"Groups of members: {clusters[0]}, of non-members: {clusters[1]}"
+        return _gate("power", False, f"{counted}; an interval needs two a side.", {"clusters": clusters})
     if any(len(scores) != len(side) for scores, side in zip(scores_loss, labels, strict=True)):
-        return missing("power", "the scores and the groups differ in number.")
+        return missing("power", "The scores and the groups differ in number.")
     if np.isnan(np.concatenate(scores_loss)).any():
-        return missing("power", "some records have no loss.")
+        return missing("power", "Some records have no loss.")
     error = math.sqrt(sum(_percentile_variance(*side) for side in zip(scores_loss, labels, strict=True)))
     if not error > 0:
-        return missing("power", "the loss is the same for all records.")
+        return missing("power", "The loss is the same for all records.")
     half = float(ndtri((1 + CONFIDENCE) / 2)) * error
     detectable = min(1.0, 0.5 + half + float(ndtri(POWER)) * error)
     records = [len(side) for side in labels]
@@ -175,9 +176,9 @@ def positive_control(scores: Mapping[str, Sides]) -> Gate:
     if isinstance(found, Gate):
         return found
     blind = [attack for attack, interval in found.items() if not interval.low > 0.5]
-    said = "every attack finds the members of a run overfitted on purpose"
+    said = "Every attack finds the members of a run overfitted on purpose"
     if blind:
-        said = f"blind to the members of a run overfitted on purpose: {_listed(blind)}"
+        said = f"Blind to the members of a run overfitted on purpose: {_listed(blind)}"
     return _gate(name, not blind, f"{said}: {_shown(found, CONFIDENCE)}.", _figures(found, CONFIDENCE))
 
 
@@ -199,12 +200,12 @@ def _intervals(
 ) -> dict[str, Interval] | Gate:
     """The AUC of each with its interval, or the gate that says why there is none."""
     if not scores:
-        return missing(name, "there are no scores.")
+        return missing(name, "There are no scores.")
     of_members, of_nonmembers = groups or (None, None)
     try:
         return {key: auc(*sides, level, of_members, of_nonmembers) for key, sides in scores.items()}
     except DataError as error:
-        return missing(name, str(error))
+        return missing(name, f"The AUC cannot be computed: {error}")
 
 
 def _percentile_variance(scores: Floats, labels: Any) -> float:

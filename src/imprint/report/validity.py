@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from imprint.gates.judge import Gate, withheld
 from imprint.report import words
-from imprint.report.tables import by_base, places
+from imprint.report.tables import places
 from imprint.rows import Grid
 from imprint.validity import gates
 
@@ -17,6 +17,7 @@ class Validity:
 
     base: str
     place: str
+    """What sets its cells apart within the grid, in words; empty where there is no other base."""
     gates: list[Gate]
     withheld: str
 
@@ -24,8 +25,12 @@ class Validity:
 def validity(grid: Grid) -> list[Validity]:
     """One for every base, in the grid's order."""
     found, of_place = gates(grid), places(grid)
-    place = {cells[0].base.name: of_place[cells[0].run_id] for cells in reversed(by_base(grid.cells))}
-    return [Validity(base, place[base], listed, withheld(listed)) for base, listed in found.items()]
+    shown: list[Validity] = []
+    for base, listed in found.items():
+        own = dict.fromkeys(of_place[cell.run_id] for cell in grid.cells if cell.base.name == base)
+        clean = [replace(gate, finding=words.clean(gate.finding)) for gate in listed]
+        shown.append(Validity(base, "; ".join(own) if len(found) > 1 else "", clean, withheld(listed)))
+    return shown
 
 
 def gate_lines(found: list[Validity]) -> list[str]:
@@ -35,16 +40,14 @@ def gate_lines(found: list[Validity]) -> list[str]:
     """
     lines = []
     for one in found:
-        name = f"{one.place}: " if one.place and len(found) > 1 else ""
+        name = f"{one.place}: " if one.place else ""
         if len(found) > 1 and not one.withheld:
             lines.append(f"{name}all {len(one.gates)} gates are green")
             continue
         for gate in one.gates:
             advice = f" {gate.advice}" if gate.advice else ""
-            lines.append(f"{name}{gate.name} {gate.state}: {words.clean(gate.finding)}{advice}")
+            lines.append(f"{name}{gate.name} {gate.state}: {gate.finding}{advice}")
     for one in found:
         if one.withheld:
-            lines.append(
-                f"Headline withheld{f' ({one.place})' if one.place and len(found) > 1 else ''}. {one.withheld}"
-            )
+            lines.append(f"Headline withheld{f' ({one.place})' if one.place else ''}. {one.withheld}")
     return lines

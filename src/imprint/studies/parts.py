@@ -47,7 +47,13 @@ def first(setting: Setting) -> list[Part]:
 
 def family(setting: Setting) -> list[Part]:
     """Six methods on models of growing size, the first data set: Table 3 and observation 3."""
-    return [_part(setting, model, setting.data[0], ("full", *PAPER_METHODS)) for model in setting.family]
+    methods = ("full", *PAPER_METHODS)
+    return [_part(setting, model, setting.data[0], methods, epochs=half(setting)) for model in setting.family]
+
+
+def half(setting: Setting) -> int:
+    """The paper's tables are of its fifth epoch: half of the fifteen are enough to see the best one."""
+    return math.ceil(setting.train["epochs"] / 2)
 
 
 def placement(setting: Setting) -> list[Part]:
@@ -55,13 +61,12 @@ def placement(setting: Setting) -> list[Part]:
 
     Single matrices, each at the same number of parameters, on the first data set alone.
     """
-    data = setting.data[:2]
-    parts = [_part(setting, setting.placements, one, [_lora(p, RANK) for p in THREE]) for one in data]
+    data, model, epochs = setting.data[:2], setting.placements, half(setting)
+    parts = [_part(setting, model, one, [_lora(p, RANK) for p in THREE], epochs=epochs) for one in data]
     if setting.controlled:
-        equal = equal_ranks(setting.placements, THREE)
-        parts += [_part(setting, setting.placements, one, [_lora(p, equal[p]) for p in THREE]) for one in data]
-        single = equal_ranks(setting.placements, matrices(setting.placements))
-        parts.append(_part(setting, setting.placements, data[0], [_lora(p, rank) for p, rank in single.items()]))
+        equal, single = equal_ranks(model, THREE), equal_ranks(model, matrices(model))
+        parts += [_part(setting, model, one, [_lora(p, equal[p]) for p in THREE], epochs=epochs) for one in data]
+        parts.append(_part(setting, model, data[0], [_lora(p, rank) for p, rank in single.items()], epochs=epochs))
     return parts
 
 
@@ -75,14 +80,11 @@ def experts(setting: Setting) -> list[Part]:
     """
     dense, sparse = equal_ranks(setting.dense, THREE), equal_ranks(setting.sparse, ("attention", "experts", "both"))
     router = _lora("router", _router_rank(setting.sparse))
+    of_dense = ["head", "prefix", *(_lora(p, r) for p, r in dense.items())]
+    of_sparse = ["head", "prefix", *(_lora(p, r) for p, r in sparse.items()), router]
     return [
-        _part(setting, setting.dense, setting.data[0], ["head", "prefix", *(_lora(p, r) for p, r in dense.items())]),
-        _part(
-            setting,
-            setting.sparse,
-            setting.data[0],
-            ["head", "prefix", *(_lora(p, r) for p, r in sparse.items()), router],
-        ),
+        _part(setting, model, setting.data[0], methods, epochs=half(setting))
+        for model, methods in ((setting.dense, of_dense), (setting.sparse, of_sparse))
     ]
 
 
@@ -94,9 +96,9 @@ def amount(setting: Setting) -> list[Part]:
     methods = ["head", "lora", "prefix"]
     grown = [{**data, "members": members, "tune_on": size} for size in sizes]
     repeated = [{**data, "members": members, "tune_on": sizes[2], "repeat": times} for times in (2, 4, 8)]
-    epochs = math.ceil(setting.train["epochs"] / 2)
     return [
-        replace(_part(setting, setting.model, one, methods, epochs=epochs), search=False) for one in grown + repeated
+        replace(_part(setting, setting.model, one, methods, epochs=half(setting)), search=False)
+        for one in grown + repeated
     ]
 
 

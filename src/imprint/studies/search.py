@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from imprint.measures import perplexity
-from imprint.recipe import Document
 from imprint.rows import Cell
 from imprint.spec import RunSpec, canonical_json
 from imprint.studies.setting import RATES
@@ -59,7 +58,7 @@ def document(spec: RunSpec, rates: Iterable[float], seeds: Iterable[int]) -> dic
     return {"model": model, "data": data, "method": {spec.method.name: options}, "train": train, "seed": list(seeds)}
 
 
-def search(specs: Iterable[RunSpec]) -> Document:
+def search(specs: Iterable[RunSpec]) -> list[dict[str, Any]]:
     """The recipe that tries `RATES` times each run's own rate, with the first seed."""
     return [document(s, [_short(s.method.options["learning_rate"] * r) for r in RATES], [s.seed]) for s in specs]
 
