@@ -131,6 +131,31 @@ def report_command(
         console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command("recommend")
+def recommend_command(
+    folder: Annotated[Path, typer.Argument(help="Output folder of `imprint run`.")],
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIMIT=NUMBER", help="As auc=0.55, tpr_at_1pct_fpr=0.05 or attack=ref (default: the recipe's)."
+        ),
+    ] = None,
+) -> None:
+    """The checkpoint of best validation perplexity that keeps a leakage budget; exit code 1 where none does."""
+    from rich.console import Console
+
+    from imprint.recommend import parse_budget, recommend
+    from imprint.report.advice import advice_text
+    from imprint.rows import load_grid
+
+    grid, console = load_grid(folder), Console()
+    found = recommend(grid, parse_budget(budget or (), grid.attacks))
+    for advice in found:
+        for line in advice_text(advice):
+            console.print(line, markup=False, highlight=False)
+    raise typer.Exit(0 if all(advice.chosen for advice in found) else 1)
+
+
 studies = typer.Typer(help="The paper's tables, figures and observations, and what it left open.", no_args_is_help=True)
 app.add_typer(studies, name="study")
 

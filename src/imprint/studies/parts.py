@@ -53,7 +53,7 @@ def family(setting: Setting) -> list[Part]:
 
 def half(setting: Setting) -> int:
     """The paper's tables are of its fifth epoch: half of the fifteen are enough to see the best one."""
-    return math.ceil(setting.train["epochs"] / 2)
+    return int(math.ceil(setting.train["epochs"] / 2))
 
 
 def placement(setting: Setting) -> list[Part]:
@@ -80,8 +80,8 @@ def experts(setting: Setting) -> list[Part]:
     """
     dense, sparse = equal_ranks(setting.dense, THREE), equal_ranks(setting.sparse, ("attention", "experts", "both"))
     router = _lora("router", _router_rank(setting.sparse))
-    of_dense = ["head", "prefix", *(_lora(p, r) for p, r in dense.items())]
-    of_sparse = ["head", "prefix", *(_lora(p, r) for p, r in sparse.items()), router]
+    of_dense: list[Method] = ["head", "prefix", *(_lora(p, r) for p, r in dense.items())]
+    of_sparse: list[Method] = ["head", "prefix", *(_lora(p, r) for p, r in sparse.items()), router]
     return [
         _part(setting, model, setting.data[0], methods, epochs=half(setting))
         for model, methods in ((setting.dense, of_dense), (setting.sparse, of_sparse))
