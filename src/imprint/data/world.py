@@ -248,6 +248,7 @@ def public_texts(part: str = "public") -> Iterator[str]:
             yield example.prompt + example.target
 
 
+@cache  # a pool is a value, and telling it again takes a second
 def read(name: str) -> Pool:
     """The private part of `world/KIND`, or of all kinds in turn for `world`.
 

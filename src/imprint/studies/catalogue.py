@@ -92,14 +92,14 @@ STUDIES: dict[str, Study] = {
     "observation3": Study(
         "Observation 3: memorization and model size",
         "It grows with model size for parameter-based tuning, hardly for prompt-based tuning.",
-        parts.family,
+        parts.sizes,
         answers.observation3,
         "table3",
     ),
     "observation4": Study(
         "Observation 4: structured data",
         "Prompt-based tuning memorizes more on structured data than on other tasks.",
-        parts.main,
+        parts.structured,
         answers.observation4,
         "table2",
     ),

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from imprint.errors import UsageError
 from imprint.measures.estimate import Estimate, mean
 from imprint.measures.frontier import best
 from imprint.report.sheet import Sheet
@@ -148,13 +147,7 @@ def _stays_low(one: Variant, attack: str) -> tuple[str, str]:
 
 
 def observation3(found: Sequence[Variant], controlled: bool, attacks: Sequence[str] = ("loss", "ref")) -> Answer:
-    """Memorization grows with the size of the model for parameter-based tuning, hardly for prompt-based tuning.
-
-    Raises:
-        UsageError: fewer than two sizes.
-    """
-    if len({one.parameters for one in found}) < 2:
-        raise UsageError("observation3 compares models of different sizes: give two or more with --model")
+    """Memorization grows with the size of the model for parameter-based tuning, hardly for prompt-based tuning."""
     verdicts, sheets = [], []
     readings = (("at the epoch of best validation perplexity", best), ("at the last epoch", last))
     for (name, place), attack in itertools.product(readings, attacks):
@@ -205,17 +198,9 @@ def observation4(found: Sequence[Variant], controlled: bool, attacks: Sequence[s
 
     The difference to the untouched base on the same records, so that a shift between members and non-members, which
     the base sees too, does not count.
-
-    Raises:
-        UsageError: no structured data among those given, or nothing else.
     """
     data = names(found, "data")
     structured, others = [d for d in data if d in STRUCTURED], [d for d in data if d not in STRUCTURED]
-    if not structured or not others:
-        raise UsageError(
-            f"observation4 compares structured data ({', '.join(STRUCTURED)}) with other data: --data gives only "
-            f"{', '.join(data)}"
-        )
     verdicts, sheets = [], []
     for (name, place), attack in itertools.product((("at the last epoch", last), ("at the best epoch", best)), attacks):
 

@@ -117,6 +117,7 @@ def _moved(one: Inside) -> Verdict:
 
 
 def _identity_sheet(identity: PrefixIdentity, drift: Drift) -> Sheet:
+    members = len(drift.members.base_NSD)
     rows = tuple(
         (
             str(layer),
@@ -125,8 +126,8 @@ def _identity_sheet(identity: PrefixIdentity, drift: Drift) -> Sheet:
             Entry(f"{identity.mass_LH[layer].mean():.3f}"),
             Entry(f"{identity.mass_LH[layer].min():.3f}"),
             Entry(f"{identity.mass_LH[layer].max():.3f}"),
-            Entry(f"{identity.mass_NL[:RECORDS, layer].mean():.3f}"),
-            Entry(f"{identity.mass_NL[RECORDS:, layer].mean():.3f}"),
+            Entry(f"{identity.mass_NL[:members, layer].mean():.3f}"),
+            Entry(f"{identity.mass_NL[members:, layer].mean():.3f}"),
             Entry(f"{identity.bias_LH[layer].mean():.3f}"),
         )
         for layer in range(len(identity.residual_L))

@@ -10,7 +10,7 @@ from typing import Any
 
 from imprint.errors import UsageError
 from imprint.spec import ModelSpec
-from imprint.studies.setting import PAPER_METHODS, Setting
+from imprint.studies.setting import PAPER_METHODS, STRUCTURED, Setting
 
 Method = str | dict[str, Any]
 RANK = 8
@@ -51,9 +51,36 @@ def family(setting: Setting) -> list[Part]:
     return [_part(setting, model, setting.data[0], methods, epochs=half(setting)) for model in setting.family]
 
 
+def sizes(setting: Setting) -> list[Part]:
+    """`family`, for a claim about size.
+
+    Raises:
+        UsageError: fewer than two models.
+    """
+    if len(set(setting.family)) < 2:
+        raise UsageError("a claim about model size needs models of different sizes: give --model two or more times")
+    return family(setting)
+
+
+def structured(setting: Setting) -> list[Part]:
+    """`main`, for a claim about structured data.
+
+    Raises:
+        UsageError: no structured data among those given, or nothing else.
+    """
+    given = [data["source"]["name"] for data in setting.data]
+    if not 0 < sum(name in STRUCTURED for name in given) < len(given):
+        raise UsageError(
+            f"a claim about structured data needs some ({' or '.join(STRUCTURED)}) and some that is not: --data gives "
+            f"{', '.join(given)}"
+        )
+    return main(setting)
+
+
 def half(setting: Setting) -> int:
     """The paper's tables are of its fifth epoch: half of the fifteen are enough to see the best one."""
-    return int(math.ceil(setting.train["epochs"] / 2))
+    epochs: int = setting.train["epochs"]
+    return math.ceil(epochs / 2)
 
 
 def placement(setting: Setting) -> list[Part]:
