@@ -40,6 +40,10 @@ CONFIGS = {
         head_dim=8, final_logit_softcapping=3.0, query_pre_attn_scalar=8, sliding_window=64, **_LLAMA
     ),
     "mixtral": t.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **_LLAMA),
+    "qwen2_moe": t.Qwen2MoeConfig(
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=24, **_LLAMA
+    ),
+    "olmoe": t.OlmoeConfig(num_experts=4, num_experts_per_tok=2, **_LLAMA),
 }
 
 

@@ -30,6 +30,7 @@ from imprint.spec import (
 )
 from imprint.tuning.locate import Located, locate
 from imprint.tuning.methods import method_named, resolve_method
+from imprint.tuning.quantised import require
 
 PAPER_METHODS = ("head", "lora", "prefix", "prompt", "p_tuning")
 LONGEST_DEFAULT = 1024
@@ -41,7 +42,7 @@ class Recipe(Strict):
     """The keys of a recipe. Any list, `attacks` excepted, is an axis of the grid."""
 
     model: ModelSpec
-    """Hub id, folder, shipped model, or a mapping with `name`, `revision`, `dtype`."""
+    """Hub id, folder, shipped model, or a mapping with `name`, `revision`, `dtype`, `quantize`."""
     data: DataSpec
     """What is tuned on and scored."""
     method: MethodSpec
@@ -89,9 +90,9 @@ class PlannedCell:
     pool: Pool
 
     @property
-    def model_key(self) -> tuple[str, str]:
+    def model_key(self) -> tuple[str, str, str]:
         """What is loaded: cells that agree in it share one model in memory."""
-        return self.located.fingerprint, self.spec.model.dtype
+        return self.located.fingerprint, self.spec.model.dtype, self.spec.model.quantize or ""
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,14 @@ def _expand(node: Any) -> list[Any]:
 
 
 def _resolve(recipe: Recipe, pools: dict[str, Pool], dtype_of: Any) -> PlannedCell:
-    method_named(recipe.method.name)  # before a model is fetched for it
+    leaves_base = method_named(recipe.method.name).leaves_base  # before a model is fetched for it
+    if recipe.model.quantize:
+        if not leaves_base:
+            raise UsageError(
+                f"model.quantize: {recipe.method.name} trains the model's own weights, which cannot be trained in "
+                f"{recipe.model.quantize}: leave quantize out, or use another method"
+            )
+        require(recipe.model.quantize)
     located = locate(recipe.model)
     method = resolve_method(recipe.method, located.hidden_size, recipe.train.learning_rate)
     key = content_key(recipe.data.model_dump(include={"source", "format", "id", "group"}))

@@ -37,6 +37,8 @@ class ModelSpec(Strict):
     """Hub revision: a branch, tag or commit."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the frozen weights; `auto` is float32 on a CPU and bfloat16 on a GPU. What trains is float32."""
+    quantize: Literal["4bit", "8bit"] | None = None
+    """Linear layers of the frozen model in 4 bits (NF4) or 8 (needs `imprint-audit[bnb]`); not for `full`."""
     fingerprint: str = ""
     """SHA-256 of weights, configuration and tokenizer; filled in when the recipe is read."""
 
@@ -158,6 +160,8 @@ class RunSpec(Strict):
         """The canonical form: names of places replaced by the fingerprints of what lies there."""
         document = self.model_dump(mode="json")
         document["model"] = {"fingerprint": self.model.fingerprint, "dtype": self.model.dtype}
+        if self.model.quantize:
+            document["model"]["quantize"] = self.model.quantize
         document["data"]["source"] = None
         for key in ("id", "format", "group"):  # already applied in the records that the fingerprint covers
             document["data"].pop(key)
@@ -179,6 +183,8 @@ class Runtime(Strict):
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     token_budget: int | None = Field(default=None, ge=1)
     """Tokens of one forward pass (default: 2,048 on a CPU, 16,384 on a GPU)."""
+    device_map: bool = False
+    """Spread the layers over all GPUs and, where these are full, the CPU: for a model that no single GPU holds."""
 
 
 def canonical_json(document: Any) -> str:

@@ -28,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from imprint.data.tokens import Encoded
 from imprint.engine.products import product
-from imprint.tuning.models import base_of, head_of, trainable
+from imprint.tuning.models import base_of, head_of, numel, trainable
 
 if TYPE_CHECKING:
     from imprint.engine.forward import Forward
@@ -90,20 +90,19 @@ def costs_of(model: nn.Module, kept: bool = False) -> Costs:
     config: Any = base.config
     config = config.get_text_config()
     chosen = getattr(config, "num_experts_per_tok", None)
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    counts = (getattr(config, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
+    experts = next((count for count in counts if count), None)
     share = chosen / experts if chosen and experts else 1.0
-    backbone = low_rank = 0
-    for name, module in base.named_modules():
-        weight = getattr(module, "weight", None)
-        if module is head or "lora_" in name:
-            low_rank += sum(p.numel() for p in module.parameters(recurse=False)) if "lora_" in name else 0
-        elif isinstance(module, nn.Linear | Conv1D) and isinstance(weight, torch.Tensor):
-            backbone += int(weight.numel() * (share if "expert" in name else 1))
-        else:  # all experts of a layer in one parameter
-            backbone += sum(int(p.numel() * share) for p in module.parameters(recurse=False) if p.ndim == 3)
     trains = {id(parameter) for parameter in trainable(model).values()}
-    matrices = [m.weight for n, m in base.named_modules() if isinstance(m, nn.Linear | Conv1D) and "lora_" not in n]
-    own = sum(w.numel() for w in matrices if id(w) in trains and w is not head.weight)
+    backbone = low_rank = trained = 0
+    for name, module in base.named_modules():
+        met = share if "experts" in name.split(".") or "Experts" in type(module).__name__ else 1.0
+        if "lora_" in name:
+            low_rank += int(met * sum(p.numel() for p in module.parameters(recurse=False)))
+        elif module is not head:
+            sizes = {id(p): int(met * numel(p)) for p in _matrices(module)}
+            backbone += sum(sizes.values())
+            trained += sum(size for one, size in sizes.items() if one in trains)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     peft: Any = getattr(model, "active_peft_config", None)
     return Costs(
@@ -111,11 +110,19 @@ def costs_of(model: nn.Module, kept: bool = False) -> Costs:
         head=config.vocab_size * config.hidden_size,
         attention=config.num_hidden_layers * config.num_attention_heads * size,
         low_rank=low_rank,
-        trained=own,
+        trained=trained,
         head_trains=any(id(parameter) in trains for parameter in head.parameters()),
         virtual=getattr(peft, "num_virtual_tokens", None) or 0,
         kept=kept,
     )
+
+
+def _matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The matrices of a linear layer, of the experts of a layer in one parameter each, or of a router."""
+    if isinstance(module, nn.Linear | Conv1D):
+        return [p for name, p in module.named_parameters(recurse=False) if name == "weight"]
+    router = "Router" in type(module).__name__
+    return [p for p in module.parameters(recurse=False) if p.ndim == 3 or (router and p.ndim == 2)]
 
 
 @cache

@@ -17,7 +17,7 @@ from imprint.data.tokens import Encoded, pad
 from imprint.engine.memory import SHARE, blocks_of, free_bytes, kept_bytes
 from imprint.engine.output import OutputLayer, output_layer
 from imprint.engine.packed import PackedRuns
-from imprint.tuning.models import autocast, base_of, before_head
+from imprint.tuning.models import autocast, base_of, before_head, head_of
 
 Hidden = Callable[[Sequence[Sequence[Encoded]]], tuple[torch.Tensor, torch.Tensor]]
 """The records of each run → ([R, D] hidden states before the output layer, [R] the tokens they predict), run after run,
@@ -107,7 +107,9 @@ def padded_hidden(model: nn.Module) -> Hidden:
         rows, columns = scored.nonzero(as_tuple=True)
         with autocast(model):
             states = before_head(model, input_ids=ids)
-        return states[rows, columns - 1 + states.shape[1] - ids.shape[1]], ids[scored]
+        places = rows, columns - 1 + states.shape[1] - ids.shape[1]
+        home = next(head_of(model).parameters()).device  # where layers are spread, not that of the first one
+        return states[tuple(place.to(states.device) for place in places)].to(home), ids[scored].to(home)
 
     return hidden
 

@@ -19,14 +19,17 @@ SHARE = 0.6
 @contextmanager
 def recomputed(blocks: Sequence[nn.Module], inside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """Gradient checkpointing (Chen et al. 2016): of each block only the input is kept; `inside` is entered again."""
+    before = [vars(block).get("forward") for block in blocks]  # a model spread over devices has its own
     for block in blocks:
         again = partial(checkpoint, block.forward, use_reentrant=False, context_fn=lambda: (nullcontext(), inside()))
         block.forward = again
     try:
         yield
     finally:
-        for block in blocks:
+        for block, own in zip(blocks, before, strict=True):
             del block.forward
+            if own is not None:
+                block.forward = own
 
 
 def blocks_of(model: Any) -> list[nn.Module]:

@@ -190,6 +190,7 @@ def _is_plain(module: Any) -> bool:
         or module.merged
         or module.disable_adapters
         or type(module.base_layer) not in FAST
+        or "forward" in vars(module.base_layer)  # spread over devices: its own class's way is not the one it goes
     ):
         return False
     [name] = module.active_adapters

@@ -15,7 +15,7 @@ from imprint.recipe import PlannedCell
 from imprint.spec import MethodSpec, Runtime
 from imprint.tuning.locate import Located
 from imprint.tuning.methods import METHODS
-from imprint.tuning.models import load_model, resolve_device, shared_copy
+from imprint.tuning.models import load_model, resolve_device, shared_copy, trainable
 
 CPU_BUDGET, GPU_BUDGET = 2048, 16384
 """Tokens of one forward pass: on a CPU what stays in the cache, on a GPU what keeps it busy."""
@@ -25,12 +25,21 @@ class Base:
     """A base model in memory.
 
     Attributes:
-        located, dtype, device: what is loaded, how, and where to.
+        located, dtype, device, quantize, device_map: what is loaded, how, and where to.
         budget: tokens of one forward pass.
     """
 
-    def __init__(self, located: Located, dtype: str, device: torch.device, budget: int) -> None:
+    def __init__(
+        self,
+        located: Located,
+        dtype: str,
+        device: torch.device,
+        budget: int,
+        quantize: str | None = None,
+        device_map: bool = False,
+    ) -> None:
         self.located, self.dtype, self.device, self.budget = located, dtype, device, budget
+        self.quantize, self.device_map = quantize, device_map
         self._model: nn.Module | None = None
         self._features: tuple[str, Features] | None = None
 
@@ -38,16 +47,17 @@ class Base:
     def of(cls, cell: PlannedCell, runtime: Runtime) -> Base:
         device = resolve_device(runtime.device)
         budget = runtime.token_budget or (CPU_BUDGET if device.type == "cpu" else GPU_BUDGET)
-        return cls(cell.located, cell.spec.model.dtype, device, budget)
+        model = cell.spec.model
+        return cls(cell.located, model.dtype, device, budget, model.quantize, runtime.device_map)
 
     def serves(self, cell: PlannedCell) -> bool:
-        return (self.located.fingerprint, self.dtype) == cell.model_key
+        return (self.located.fingerprint, self.dtype, self.quantize or "") == cell.model_key
 
     @property
     def model(self) -> nn.Module:
         """As it was loaded; not to be changed."""
         if self._model is None:
-            self._model = load_model(self.located, self.dtype, self.device)
+            self._model = load_model(self.located, self.dtype, self.device, self.quantize, self.device_map)
         return self._model
 
     def tuned(self, method: MethodSpec, seed: int) -> nn.Module:
@@ -64,13 +74,19 @@ class Base:
             self._model = None
         torch.manual_seed(seed)
         try:
-            return row.attach(model, method.options)
+            tuned = row.attach(model, method.options)
         except ImprintError:
             raise
         except Exception as error:  # peft raises many kinds where an architecture lacks what a method needs
             raise ImprintError(
                 f"{method.name} does not work with {type(model).__name__}: {first_line(error)}"
             ) from error
+        if any(parameter.is_meta for parameter in trainable(tuned).values()):
+            raise ImprintError(
+                f"{method.name} cannot train layers that lie on the CPU beside a GPU: quantize the model, use larger "
+                "or more GPUs, or tune its head, a prefix or a prompt"
+            )
+        return tuned
 
     def features(self, key: str, records: Sequence[Encoded], folder: Path) -> Features:
         """The base's hidden states of the records that `key` stands for; those of the last key are kept."""

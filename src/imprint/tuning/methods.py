@@ -40,7 +40,7 @@ class LoraOptions(Options):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
     placement: str = "both"
-    """`attention` (q, k, v, output), `projection` (the feed-forward matrices), `both`, or module names with commas."""
+    """`attention`, `projection` (feed-forward, experts), `both`, `experts`, `router`, `all`, or names with commas."""
 
 
 class VirtualOptions(Options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from imprint.errors import ModelError, UsageError, first_line
 from imprint.tuning.locate import Located
+from imprint.tuning.quantised import constants, keep_layout, quantisation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,14 +42,29 @@ def resolve_dtype(name: str, device: torch.device) -> str:
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
-def load_model(located: Located, dtype: str, device: torch.device) -> nn.Module:
+def load_model(
+    located: Located, dtype: str, device: torch.device, quantize: str | None = None, device_map: bool = False
+) -> nn.Module:
     """A causal language model in evaluation mode, all parameters frozen.
 
+    Args:
+        located: where it lies.
+        dtype: precision of the weights, or of what is not quantised.
+        device: where it goes, or with `device_map` its first layers.
+        quantize: `4bit` or `8bit` for the linear layers of the blocks.
+        device_map: whether to spread it over all devices, as Accelerate thinks best.
+
     Raises:
-        ModelError: the folder cannot be loaded; the reason is the library's own first line.
+        ModelError: the folder cannot be loaded, the reason is the library's own first line; or it fits nowhere.
+        UsageError: bitsandbytes is wanted and not installed.
     """
     from transformers import AutoModelForCausalLM
 
+    options: dict[str, Any] = {}
+    if quantize:
+        options["quantization_config"] = quantisation(quantize, DTYPES[dtype])
+    if quantize or device_map:  # what is quantised is so on the way to its device
+        options["device_map"] = "auto" if device_map else {"": str(device)}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             located.path,
@@ -56,6 +73,7 @@ def load_model(located: Located, dtype: str, device: torch.device) -> nn.Module:
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            **options,
         )
     except Exception as error:  # the library raises many kinds; each means that this folder is no usable model
         raise ModelError(f"model {located.path} cannot be loaded: {first_line(error)}") from None
@@ -64,9 +82,24 @@ def load_model(located: Located, dtype: str, device: torch.device) -> nn.Module:
             f"model {located.path} lacks {len(missing)} weights, which would be random ({', '.join(missing[:3])}): "
             "it is damaged or no causal language model"
         )
-    model = model.to(device).eval().requires_grad_(False)
+    if not options:
+        model = model.to(device)
+    model.eval().requires_grad_(False)
+    keep_layout(model)
+    _check_placed(model)
     _check_causal(model)
     return model  # type: ignore[no-any-return]
+
+
+def _check_placed(model: Any) -> None:
+    """Embedding and output layer are read outside the model's own passes: they must lie where they are used."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    offloaded = any(parameter.is_meta for end in ends if end is not None for parameter in end.parameters())
+    if offloaded or "disk" in getattr(model, "hf_device_map", {}).values():
+        raise ModelError(
+            f"{type(model).__name__} does not fit the memory of this machine's devices: its output layer or embedding "
+            "would have to be fetched for every pass; quantize it, or use larger or more GPUs"
+        )
 
 
 @torch.no_grad()
@@ -170,8 +203,8 @@ def own_head(model: nn.Module) -> nn.Module:
 
 def shared_copy(model: nn.Module) -> nn.Module:
     """New modules and a new configuration around the same weights: what is attached to one copy leaves others alone."""
-    tensors = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    shared = (*model.parameters(), *model.buffers(), *constants(model))
+    return copy.deepcopy(model, {id(one): one for one in shared})
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -201,4 +234,10 @@ def only_head_trains(model: nn.Module) -> bool:
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all)."""
-    return sum(p.numel() for p in trainable(model).values()), sum(p.numel() for p in model.parameters())
+    return sum(numel(p) for p in trainable(model).values()), sum(numel(p) for p in model.parameters())
+
+
+def numel(parameter: nn.Parameter) -> int:
+    """Numbers of a parameter; two four-bit ones lie in a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return math.prod(packed.shape) if packed else parameter.numel()
