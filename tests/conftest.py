@@ -15,7 +15,7 @@ import copy
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +119,13 @@ def recipe(gpt2: Path, data: Path) -> Callable[..., dict[str, Any]]:
         return document
 
     return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_controls() -> Iterator[None]:
+    """Most whole runs ask for anything but the positive control: two epochs of it, not thirty."""
+    from imprint import controls
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(controls, "EPOCHS", 2)
+        yield

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +20,11 @@ import yaml
 
 from imprint import cli, store
 from imprint.errors import ImprintError, InvalidAudit, UsageError
-from tests.conftest import write_jsonl
+from tests.conftest import sentence, write_jsonl
 
 LEAKS, FAILED, WRONG = 1, 3, 64
+SMALL = 2
+"""Eight records a side are fewer than the blind baseline and the power gate ask for: such an audit proves nothing."""
 FOX = "the quick brown fox jumps over the lazy dog"
 
 
@@ -76,7 +80,7 @@ def imprint(tmp_path, recipe, monkeypatch, capfd):
 
 def test_a_run_prints_progress_a_table_and_where_the_report_is(imprint):
     ended = imprint.run("--set", "method=[head, prompt]")
-    assert (ended.code, ended.err) == (0, "")
+    assert (ended.code, ended.err) == (SMALL, "")
     assert "[1/2] head: epoch 1/1  perplexity" in ended.out
     assert "[2/2] prompt: epoch 1/1  perplexity" in ended.out
     assert f"Report: {imprint.out / 'report.html'}" in ended.out
@@ -86,7 +90,7 @@ def test_a_run_prints_progress_a_table_and_where_the_report_is(imprint):
 def test_the_second_time_nothing_is_left_to_do(imprint):
     imprint.run()
     ended = imprint.run()
-    assert ended.code == 0
+    assert ended.code == SMALL
     assert "head: already done" in ended.out
     assert "epoch 1/1" not in ended.out
 
@@ -116,18 +120,69 @@ def test_a_dry_run_knows_what_is_done(imprint):
 
 def test_the_default_folder_is_named_after_the_recipe(imprint, monkeypatch):
     monkeypatch.chdir(imprint.folder)
-    assert imprint("run", imprint.file()).code == 0
+    assert imprint("run", imprint.file()).code == SMALL
     assert (imprint.folder / "runs" / "recipe" / "results.parquet").exists()
 
 
 def test_a_tokenizer_with_bos_and_without_padding_works(imprint, llama):
-    assert imprint.run(model=str(llama)).code == 0
+    assert imprint.run(model=str(llama)).code == SMALL
 
 
-@pytest.mark.parametrize(("limit", "code"), [(1.0, 0), (0.501, LEAKS)])
-def test_a_budget_decides_the_exit_code(imprint, limit, code):
-    """Eight records each: the upper bound is far above .501 whatever was learned, and never above 1."""
-    assert imprint.run(budget={"attack": "loss", "auc": limit}, method={"head": {"learning_rate": 1e-4}}).code == code
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Enough distinct texts for 150 a side: half an interval's width is .065."""
+    dice = random.Random(7)
+    rows = [{"id": f"r{n}", "text": sentence(dice)} for n in range(320)]
+    return write_jsonl(tmp_path_factory.mktemp("many") / "letters.jsonl", rows)
+
+
+def test_gates_and_budget_decide_the_exit_code(imprint, many):
+    """One overfitted cell, whose AUC is about .60 [.54 .66] at its best epoch, judged four times.
+
+    A budget of .52 is below what an audit of this size could confirm of a model that leaks nothing.
+    """
+    data = {"source": str(many), "members": 150, "nonmembers": 150, "validation": 20}
+    asked = {"data": data, "method": {"full": {"learning_rate": 0.01}}, "attacks": ["loss", "ref"]}
+    asked["train"] = {"epochs": 4, "batch_size": 8}
+    imprint.monkeypatch.setattr("imprint.controls.EPOCHS", 30)
+    ended = imprint.run(**asked)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.count(" green: ") == 5
+    assert "Headline withheld" not in ended.out
+    codes = {}
+    for limit in (0.9, 0.6, 0.52):
+        ended = imprint.run(**asked, budget={"attack": "loss", "auc": limit})
+        codes[limit] = ended.code
+        assert "full: already done" in ended.out
+        assert ("power red" in ended.out) == (limit == 0.52)
+        words = {0.9: "within", 0.6: "over", 0.52: "cannot tell"}
+        assert [word for word in words.values() if re.search(rf"^full .* {word} *$", ended.out, re.M)] == [words[limit]]
+    assert codes == {0.9: 0, 0.6: LEAKS, 0.52: 2}
+
+
+def test_a_shifted_data_set_is_told_before_any_number(imprint):
+    """Official parts of different words: what looks like memory is the texts' own difference."""
+    dice, folder = random.Random(5), imprint.folder / "parts"
+    folder.mkdir()
+    for part, count in {"train": 24, "test": 24, "validation": 4}.items():
+        texts = [sentence(dice) for _ in range(count)]
+        if part == "test":
+            texts = [text.translate(str.maketrans("aeiou", "ouaei")) for text in texts]
+        write_jsonl(folder / f"{part}.jsonl", [{"id": f"{part}{n}", "text": t} for n, t in enumerate(texts)])
+    data = {"source": str(folder), "split": "official", "members": 24, "nonmembers": 24, "validation": 4}
+    ended = imprint.run(data=data, attacks=["loss"])
+    assert (ended.code, ended.err) == (2, "")
+    shown = ended.out[ended.out.index("Validity gates") :]
+    assert "blind baseline red: " in shown
+    tables = shown.index("What was trained")
+    assert shown.index("blind baseline red") < shown.index("Headline withheld. Not green: ") < tables
+    assert tables < shown.index("At the last epoch: AUC by each attack")
+    frame = store.read_table(imprint.out / "results.parquet").to_pandas()
+    found = frame[(frame.metric == "auc") & (frame.epoch == 1)].value.item()
+    assert re.search(rf"^head .*{re.escape(f'{found:.3f}'.removeprefix('0'))}", shown[tables:], re.M)
+    again = imprint("report", imprint.out)
+    assert again.code == 0  # nothing is decided by looking
+    assert "Headline withheld. Not green: " in again.out
 
 
 def test_a_cell_that_fails_is_three_and_not_over_budget(imprint, monkeypatch):
@@ -151,14 +206,14 @@ def test_report_recomputes_what_run_wrote(imprint):
     assert imprint("report", imprint.out).code == 0
     assert (imprint.out / "results.parquet").read_bytes() == before
     ended = imprint("report", imprint.out, "--markdown")
-    assert ended.out.startswith("**At the last epoch**")
+    assert ended.out.startswith("**Validity gates**")
     assert ended.err == ""
 
 
 def test_a_terminal_without_umlauts_costs_no_run(imprint, monkeypatch):
     """A log file of a cluster job may be ASCII; what it cannot show must not end the command with a traceback."""
     imprint.out = imprint.folder / "grün"
-    assert imprint.run().code == 0
+    assert imprint.run().code == SMALL
     narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", narrow)
     assert imprint("report", imprint.out).code == 0
@@ -332,14 +387,14 @@ def test_a_few_one_token_texts_are_passed_over(imprint, data):
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     rows += [{"id": f"s{n}", "text": c, "owner": f"s{n}"} for n, c in enumerate("!?abcdef")]
     path = write_jsonl(imprint.folder / "letters.jsonl", rows)
-    assert imprint.run(data__source=str(path)).code == 0
+    assert imprint.run(data__source=str(path)).code == SMALL
 
 
 def test_long_texts_are_refused_where_asked(imprint):
     found = imprint.refused(data__overlong="refuse", data__max_length=5)
     assert "more than max_length 5" in found
     assert "record 'r" in found
-    assert imprint.run(data__max_length=5).code == 0
+    assert imprint.run(data__max_length=5).code == SMALL
 
 
 def test_names_of_records_cannot_forge_lines(imprint):
@@ -442,7 +497,7 @@ def test_code_of_a_model_folder_is_never_run(imprint, damaged, known):
     corrupt(damaged, **changes | ({} if known else {"model_type": "evil"}))
     ended = imprint.run(model=str(damaged))
     assert not marker.exists()
-    assert ended.code == 0 if known else one_sentence(ended)
+    assert ended.code == SMALL if known else one_sentence(ended)
 
 
 def test_code_for_attention_is_never_fetched(imprint, damaged):

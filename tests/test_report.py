@@ -30,7 +30,8 @@ from imprint.store import Store, atomic_folder, write_json, write_stats, write_t
 from imprint.types import TokenStats
 
 EVIL = 'evil/<script>alert("1")</script>&amp;\x1b[31m\u202e'
-MEMBERS, NONMEMBERS, VALIDATION, TOKENS = 60, 40, 30, 6
+MEMBERS, NONMEMBERS, VALIDATION, TOKENS = 400, 95, 30, 6
+"""Enough for the power gate, and too few non-members for a true-positive rate at 1% FPR."""
 ATTACKS = ("loss", "ref", "zlib", "min_k")
 
 
@@ -60,6 +61,20 @@ def spec(method="lora", options=None, model="gpt2", source="world/customers", se
         train=TrainSpec(epochs=epochs),
         seed=seed,
     )
+
+
+def write_gates(store, key, sizes=(MEMBERS, NONMEMBERS), tell=0.0):
+    """Evidence that makes the gates green; with `tell` the texts alone give members away."""
+    rng, known = np.random.default_rng(4), 40
+    ids = [f"r{n}" for n in range(sum(sizes))]
+    rows = np.r_[:known, sizes[0] : sizes[0] + 2 * known]
+    with atomic_folder(store.base(key) / "gates") as path:
+        scores = {name: rng.normal(np.repeat([tell, 0], sizes)) for name in ("tf-idf", "bag of words", "length")}
+        write_table(path / "blind.parquet", pa.table({"id": ids, **scores}))
+        counts = {"exact": 0, "near": 0, "groups": 0, "shared_runs": 3}
+        write_json(path / "overlap.json", {**counts, "members": sizes[0], "nonmembers": sizes[1]})
+        write_stats(path / "positive.parquet", stats(rng, 3.0, 2.8, sizes=(*sizes, 0)).select(rows))
+        write_json(path / "meta.json", {"run": {"method": "lora", "epochs": 9}, "seconds": 1.0})
 
 
 def write_base(store, key, rng, gap=0.0, sizes=(MEMBERS, NONMEMBERS, VALIDATION), level=3.0):
@@ -119,9 +134,10 @@ COUNTS = {"trainable": 20_480, "parameters": 124_000_000}
 
 
 def build(path, model="gpt2", source="world/customers", budget=None, base_gap=0.0):
-    """Three finished cells, one diverged, one failed, one unfinished."""
+    """Three finished cells, one diverged, one failed, one unfinished; the gates are green unless `base_gap` is wide."""
     rng, store = np.random.default_rng(0), Store(path)
     write_base(store, "b0", rng, base_gap)
+    write_gates(store, "b0")
     names = ("full", "lora", "prompt", "head", "prefix", "p_tuning")
     specs = {name: spec(name, model=model, source=source) for name in names}
     write_lock(path, [(name, "b0", one) for name, one in specs.items()], budget=budget)
@@ -358,6 +374,14 @@ class Page:
     def tags(self):
         return {element.tag for element in self.root.iter()}
 
+    def numbers(self):
+        return [element.get("value") for element in self.root.iter("data")]
+
+    def gates(self):
+        """Name -> state."""
+        lists = [ul for ul in self.root.iter("ul") if ul.get("class") == "gates"]
+        return {li.find("strong").text: li.find("span").text for ul in lists for li in ul}
+
 
 def test_page_is_well_formed_and_hostile_names_are_text(evil_page):
     page = Page(evil_page)
@@ -413,14 +437,6 @@ def test_verdict_names_the_extremes_and_the_control(small):
     assert "compliant" not in text
 
 
-def test_verdict_says_when_the_base_already_tells_them_apart(tmp_path):
-    grid, _ = build(tmp_path / "grid", base_gap=1.2)
-    text = Page(write_report(grid.path).read_text(encoding="utf-8")).words()
-    assert "Not valid as it stands" in text
-    assert "not evidence of memorization" in text
-    assert text.index("Not valid") < text.index("How to read this")
-
-
 def test_page_of_a_grid_that_has_only_failed(tmp_path):
     one = spec()
     write_lock(tmp_path, [("lora", "b0", one)])
@@ -428,10 +444,11 @@ def test_page_of_a_grid_that_has_only_failed(tmp_path):
     grid = load_grid(tmp_path)
     frame = write_results(grid)
     assert [row.status for row in summary(grid, frame)] == ["not measured", "failed"]
-    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).words()
-    assert "failed after 0 of 4 epochs: no memory" in text
-    assert "There is no control" in text
-    assert printed(grid, frame)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "failed after 0 of 4 epochs: no memory" in page.words()
+    assert page.gates() == dict.fromkeys(GATES, "missing")
+    assert page.words().count("The base was never scored.") == len(GATES)
+    assert "Headline withheld" in printed(grid, frame)
 
 
 def test_the_same_store_gives_the_same_bytes(small):
@@ -441,6 +458,132 @@ def test_the_same_store_gives_the_same_bytes(small):
 def test_reports_need_no_torch():
     code = "import sys, imprint.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- the gates
+
+
+GATES = ("base control", "blind baseline", "overlap", "power", "positive control")
+
+
+def withheld(path, budget=None):
+    """A grid whose texts alone tell members from non-members; everything else is green."""
+    build(path, budget=budget)
+    write_gates(Store(path), "b0", tell=1.0)
+    grid = load_grid(path)
+    return grid, write_results(grid)
+
+
+def two_bases(path, seeds=(0, 1)):
+    """The second base has no evidence for its gates."""
+    rng, store = np.random.default_rng(1), Store(path)
+    entries = [(name, f"b{seed}", spec(name, seed=seed)) for seed in seeds for name in ("lora", "prompt")]
+    for key in ("b0", "b1"):
+        write_base(store, key, rng)
+    write_gates(store, "b0")
+    for _, _, one in entries:
+        tuned(store, one, rng, [(2.0, 0.9, 2.0)]).finish(status="done", reason=None, **COUNTS)
+    write_lock(path, entries, budget={"attack": "loss", "auc": 0.99})
+    grid = load_grid(path)
+    return grid, write_results(grid)
+
+
+def test_gates_come_before_every_number(small):
+    grid, frame = small
+    text, marked = printed(grid, frame, width=300), to_markdown(grid, frame)
+    page = Page(write_report(grid.path).read_text(encoding="utf-8"))
+    assert text.startswith("Validity gates")
+    assert marked.startswith("**Validity gates**")
+    assert page.root.find(".//main/section/h2").text == "Validity gates"
+    assert page.gates() == dict.fromkeys(GATES, "green")
+    for shown in (text, marked):
+        gates = [shown.index(f"{name} green: ") for name in GATES]
+        assert gates == sorted(gates)
+        assert gates[-1] < min(shown.index(name) for name in ("base (epoch 0)", "At the last epoch"))
+    assert "withheld" not in text + marked + page.words()
+
+
+def test_a_gate_that_is_not_green_withholds_the_verdict_and_shows_the_numbers(tmp_path, small):
+    budget = {"attack": "loss", "auc": 0.9, "tpr_at_1pct_fpr": None}
+    grid, frame = withheld(tmp_path / "grid", budget)
+    page = Page(write_report(grid.path).read_text(encoding="utf-8"))
+    assert page.gates() == {**dict.fromkeys(GATES, "green"), "blind baseline": "red"}
+    warned = [p for p in page.root.iter("p") if p.get("class") == "warning"]
+    assert [p.find("strong").text for p in warned] == ["Headline withheld."]
+    assert "Not green: blind baseline (red);" in "".join(warned[0].itertext())
+    assert "no evidence of memorization" in page.words()
+    assert "divide one pool at random by groups" in page.words()
+    assert not re.search("best after|lies above .5|as it should|too little to tell", page.words())
+    assert page.words().index("Headline withheld") < page.words().index("At the last epoch")
+    for row in summary(grid, frame, {"b0"}):
+        assert row.budget is None
+    for shown in (printed(grid, frame, width=300), to_markdown(grid, frame)):
+        assert "within" not in shown
+        assert shown.count("cannot tell") == 6
+        assert shown.index("Headline withheld. Not green: blind baseline") < shown.index("At the last epoch")
+    with_verdict = Page(write_report(small[0].path).read_text(encoding="utf-8"))
+    assert page.numbers() == with_verdict.numbers()
+
+
+def test_a_base_that_tells_them_apart_withholds_the_verdict(tmp_path):
+    grid, frame = build(tmp_path / "grid", base_gap=1.2)
+    page = Page(write_report(grid.path).read_text(encoding="utf-8"))
+    assert page.gates()["base control"] == "red"
+    assert "best after" not in page.words()
+    assert "Headline withheld. Not green: base control (red);" in printed(grid, frame, width=300)
+
+
+@pytest.mark.parametrize("part", ["blind", "positive"])
+def test_hostile_text_in_a_finding_is_text(tmp_path, part):
+    """A reason may quote another library, and with it a name out of a model's files."""
+    grid, frame = build(tmp_path)
+    folder = Store(tmp_path).base("b0") / "gates"
+    (folder / f"{part}.parquet").unlink()
+    write_json(folder / "meta.json", {part: f"{EVIL}\n| a | *b* |"})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert 'Not measured: evil/<script>alert("1")</script>&amp;�[31m� | a | *b* |.' in Page(page).words()
+    assert "script" not in Page(page).tags()
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", page)
+    markdown = to_markdown(grid, frame)
+    assert "<" not in markdown
+    assert "\\| a \\| \\*b\\* \\|" in markdown
+    assert not re.search(
+        "[\x1b\u202e]", printed(grid, frame, terminal=True).replace("\x1b[1m", "").replace("\x1b[0m", "")
+    )
+
+
+def test_only_what_rests_on_a_base_without_green_gates_is_withheld(tmp_path):
+    grid, frame = two_bases(tmp_path)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert len([ul for ul in page.root.iter("ul") if ul.get("class") == "gates"]) == 2
+    assert "Headline withheld (seed 1). Not green: blind baseline (missing)" in page.words()
+    assert "Headline withheld (seed 0)" not in page.words()
+    assert "seed 0: At the last epoch" in page.words()
+    assert "seed 1: At the last epoch" not in page.words()
+    shown = printed(grid, frame, width=300)
+    assert shown.splitlines()[1] == "seed 0: all 5 gates are green"
+    assert re.findall("seed 1: (.*) (green|red|missing): ", shown) == [
+        *(("base control", "green"), ("blind baseline", "missing"), ("overlap", "missing")),
+        *(("power", "green"), ("positive control", "missing")),
+    ]
+    assert re.findall(r"^lora +(\d) .* (within|cannot tell) *$", shown, re.M) == [("0", "within"), ("1", "cannot tell")]
+
+
+def test_a_base_that_several_seeds_share_has_one_list_of_gates_and_no_seed(tmp_path):
+    """The seed of a run differs, that of its data does not."""
+    rng, store = np.random.default_rng(1), Store(tmp_path)
+    write_base(store, "b0", rng)
+    entries = [("lora", "b0", spec(seed=seed)) for seed in (0, 1)]
+    write_lock(tmp_path, entries)
+    for _, _, one in entries:
+        tuned(store, one, rng, [(2.0, 0.9, 2.0)]).finish(status="done", reason=None, **COUNTS)
+    grid = load_grid(tmp_path)
+    frame = write_results(grid)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert len([ul for ul in page.root.iter("ul") if ul.get("class") == "gates"]) == 1
+    for shown in (page.words(), printed(grid, frame, width=300)):
+        assert "Headline withheld. Not green: " in shown
+        assert "Headline withheld (" not in shown
 
 
 # ---- size
@@ -511,7 +654,7 @@ def test_a_hundred_cells_stay_under_two_megabytes(tmp_path):
     file = write_report(tmp_path)
     assert file.stat().st_size < 2_000_000
     page = Page(file.read_text(encoding="utf-8"))
-    assert len(page.root.findall(".//svg")) == 2 * 8 * 7 + 102  # 50 methods in charts of 7; a density each, two bases
+    assert len(page.root.findall(".//svg")) == 2 * 8 * 8 + 102  # 50 methods in charts of 7; a density each, two bases
     assert max(map(len, printed(grid, frame).splitlines())) <= 80
 
 

@@ -723,3 +723,22 @@ def test_members_may_be_repeated(recipe, tmp_path):
     members = plain.records[plain.records["role"] == "member"]["id"].tolist()
     assert members == cells[0].records[cells[0].records["role"] == "member"]["id"].tolist()
     assert cells[1].folder.meta(1)["tokens_trained"] > 2 * plain.folder.meta(1)["tokens_trained"]
+
+
+def test_a_run_killed_before_its_mark_gets_it(recipe, tmp_path, monkeypatch):
+    """All epochs are there and only `done.json` is missing: nothing is trained again, and the state goes."""
+    from imprint import cells
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "_finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            imprint.run(recipe(), tmp_path)
+    [cell] = load_grid(tmp_path).cells
+    assert (cell.outcome["status"], cell.epochs) == ("unfinished", 1)
+    imprint.run(recipe(), tmp_path)
+    [cell] = load_grid(tmp_path).cells
+    assert cell.outcome["status"] == "done"
+    assert not list(tmp_path.rglob("state.safetensors"))

@@ -104,6 +104,10 @@ def run_crew(crew: Sequence[Work], base: Base, progress: Progress) -> None:
     forward = first.forward if len(crew) == 1 else joined([w.model for w in crew], first.forward.output)
     epochs = first.cell.spec.train.epochs
     progress.start([work.audit for work in crew], epochs, first.done)
+    if first.done == epochs:  # killed between its last epoch and its mark
+        for work in crew:
+            _finish(work, "")
+        return
     over: set[str] = set()
     for reports in train([work.trainer for work in crew], forward, base.budget, first.done, progress.trained):
         for work, report in zip(crew, reports, strict=True):

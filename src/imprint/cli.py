@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from imprint.rows import Grid
+    from imprint.spec import Runtime
 
 app = typer.Typer(
     help="How much does a fine-tuned language model remember of its fine-tuning data?",
@@ -59,38 +60,39 @@ def run_command(
     token_budget: Annotated[
         int | None, typer.Option(min=1, help="Tokens of one forward pass (default: 2048 on a CPU, 16384 on a GPU).")
     ] = None,
+    device_map: Annotated[
+        bool, typer.Option("--device-map", help="Spread each model over all GPUs and, where these are full, the CPU.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is left and what it will cost.")] = False,
 ) -> None:
     """Tune and measure every cell of a recipe; the same command again finishes what is missing."""
     quiet_libraries()
     from rich.console import Console
 
+    from imprint.spec import Runtime
+
+    runtime = Runtime(device=device, token_budget=token_budget, device_map=device_map)
     if dry_run:
-        return _predict(recipe, out or Path("runs") / recipe.stem, set_ or (), device, token_budget, Console())
+        return _predict(recipe, out or Path("runs") / recipe.stem, set_ or (), runtime, Console())
 
     from imprint.progress import ConsoleProgress
     from imprint.report import print_summary, write_report
     from imprint.rows import load_grid
     from imprint.runs import run
-    from imprint.spec import Runtime
 
     console = Console()
     folder = out or Path("runs") / recipe.stem
-    frame = run(recipe, folder, set_ or (), Runtime(device=device, token_budget=token_budget), ConsoleProgress(console))
+    frame = run(recipe, folder, set_ or (), runtime, ConsoleProgress(console))
     grid = load_grid(folder)
     print_summary(grid, frame, console)
     console.print(f"Report: {write_report(folder)}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(_exit_code(grid, frame))
 
 
-def _predict(
-    recipe: Path, folder: Path, overrides: Sequence[str], device: str, token_budget: int | None, console: Console
-) -> None:
+def _predict(recipe: Path, folder: Path, overrides: Sequence[str], runtime: Runtime, console: Console) -> None:
     from imprint.report.predictions import print_predictions
     from imprint.runs import predicted
-    from imprint.spec import Runtime
 
-    runtime = Runtime(device=device, token_budget=token_budget)
     print_predictions(predicted(recipe, folder, overrides, runtime), console)
 
 
@@ -118,9 +120,11 @@ def report_command(
 
     from imprint.report import print_summary, to_markdown, write_report
     from imprint.rows import load_grid, write_results
+    from imprint.validity import write_gates
 
     grid = load_grid(folder)
     frame = write_results(grid)
+    write_gates(grid)
     console = Console()
     if markdown:
         print(to_markdown(grid, frame))

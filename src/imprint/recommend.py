@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from imprint.errors import ImprintError, InvalidAudit, UsageError, unknown
 from imprint.gates.judge import withheld
@@ -36,7 +36,7 @@ class Candidate:
 
     label: str
     epoch: int
-    checkpoints: tuple[Checkpoint, ...]
+    checkpoints: tuple[Checkpoint, ...] = field(compare=False, repr=False)
     log_perplexity: Effect
     attack: str
     auc: Effect

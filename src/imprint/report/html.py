@@ -16,7 +16,7 @@ from imprint.report import annex, words
 from imprint.report.columns import Column, budget_columns, cost_columns, key_columns, outcome_columns, point_columns
 from imprint.report.costs import costs_table
 from imprint.report.notes import all_notes
-from imprint.report.panels import Panels, curve_panels, density_panels
+from imprint.report.panels import Panels, curve_panels, density_panels, frontier_panels
 from imprint.report.readings import Curve, curves
 from imprint.report.tables import Row, sources, summary
 from imprint.report.validity import Validity, validity
@@ -81,6 +81,7 @@ def _content(grid: Grid, rows: Sequence[Row], measured: dict[str, Curve], found:
         "last": _table([*keys, *last], rows),
         "best": _table([*keys, *best], rows),
         "notes": all_notes(grid, rows),
+        "frontier": [_marked(panels) for panels in frontier_panels(grid, measured)],
         "curves": [_marked(panels) for panels in curve_panels(grid, measured)],
         "densities": [_marked(panels) for panels in density_panels(grid, measured)],
         "records": annex.records_table(grid),

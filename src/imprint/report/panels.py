@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from imprint.report import words
-from imprint.report.figures import COLOURS, Series, density_chart, line_chart, value_range
+from imprint.report.figures import COLOURS, Series, density_chart, frontier_chart, line_chart, value_range
 from imprint.report.readings import Curve, needs_reference
 from imprint.report.svg import CHARACTER, WIDTH, fit
 from imprint.report.tables import by_base, places, sources
@@ -49,12 +49,20 @@ def curve_panels(grid: Grid, measured: dict[str, Curve]) -> list[Panels]:
     All AUC panels of a report share their vertical axis.
     """
     y_range = _auc_range(grid, measured)
+    return [
+        Panels(title, _charts(grid, measured, cells, labels, y_range))
+        for title, cells, labels in _sources(grid, measured)
+    ]
+
+
+def _sources(grid: Grid, measured: dict[str, Curve]) -> list[tuple[str, list[Cell], list[str]]]:
+    """Title, cells and labels of the charts: one for each model and data, of as many methods as there are colours."""
     titles = sources(grid)
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in grid.cells:
         if measured.get(cell.run_id, Curve({})).last is not None:
             groups.setdefault(titles[cell.run_id], []).append(cell)
-    panels = []
+    found = []
     for source, cells in groups.items():
         labels = list(dict.fromkeys(words.clean(cell.label) for cell in cells))
         for start in range(0, len(labels), COLOURS):
@@ -63,8 +71,8 @@ def curve_panels(grid: Grid, measured: dict[str, Curve]) -> list[Panels]:
             title = " on ".join(source) if len(groups) > 1 else ""
             if len(labels) > COLOURS:
                 title = f"{title}, methods {start + 1} to {start + len(some)} of {len(labels)}".removeprefix(", ")
-            panels.append(Panels(title, _charts(grid, measured, part, some, y_range)))
-    return panels
+            found.append((title, part, some))
+    return found
 
 
 def _auc_range(grid: Grid, measured: dict[str, Curve]) -> tuple[float, float]:
@@ -93,6 +101,33 @@ def _charts(
     name = "perplexity, log scale" if log else "perplexity"
     charts.insert(1, line_chart("Validation perplexity", about, lines, EPOCHS, name, log=log))
     return charts
+
+
+def frontier_panels(grid: Grid, measured: dict[str, Curve]) -> list[Panels]:
+    """For every model and data: leakage by the attack that found most, against validation perplexity."""
+    attack = max(grid.attacks, key=lambda a: max((_highest(c, a) for c in measured.values()), default=0.0))
+    panels = []
+    for title, cells, labels in _sources(grid, measured):
+        colour = {label: number for number, label in enumerate(labels)}
+        series = [
+            _frontier(measured[cell.run_id], attack, words.clean(cell.label), colour[words.clean(cell.label)])
+            for cell in cells
+        ]
+        about = f"AUC of the {attack} attack against validation perplexity, a mark for every epoch from the base on."
+        panels.append(Panels(title, [frontier_chart(f"Utility against leakage ({attack})", about, series)]))
+    return panels
+
+
+def _frontier(curve: Curve, attack: str, label: str, colour: int) -> Series:
+    known = [e for e in curve.epochs if math.isfinite(curve.perplexity(e).value) and curve.get(e, attack).interval]
+    return Series(
+        label,
+        [curve.perplexity(epoch).value for epoch in known],
+        [curve.get(epoch, attack).value for epoch in known],
+        [],
+        [],
+        colour,
+    )
 
 
 def _series(curve: Curve, attack: str, label: str, colour: int) -> Series:

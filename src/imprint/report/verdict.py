@@ -22,7 +22,6 @@ class Verdict:
 
     place: str
     sentences: list[str]
-    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ def _verdict(grid: Grid, measured: dict[str, Curve], cells: list[Cell], place: s
     if left := [words.clean(cell.label) for cell in cells if cell.run_id not in finished]:
         sentences.append(f"Not compared, because not finished: {_some(left, len(cells))}.")
     curve = next((measured[cell.run_id] for cell in cells if cell.run_id in measured), Curve({}))
-    control, warnings = _control(curve, grid.attacks)
-    return Verdict(place, [*sentences, control] if control else sentences, warnings)
+    control = _control(curve, grid.attacks)
+    return Verdict(place, [*sentences, control] if control else sentences)
 
 
 def _ranking(grid: Grid, measured: dict[str, Curve], done: list[Cell]) -> list[str]:
@@ -128,24 +127,16 @@ def _sides(score: Score, attack: str) -> tuple[Floats, Floats]:
     return score.cell.sides(score.cell.scores(score.epoch, [attack])[attack])
 
 
-def _control(curve: Curve, attacks: Sequence[str]) -> tuple[str, list[str]]:
+def _control(curve: Curve, attacks: Sequence[str]) -> str:
     """What the attacks find on the untouched base, where there is nothing to find."""
     free = [attack for attack in attacks if not needs_reference(attack)]
     found = {words.clean(attack): x for attack in free if (x := curve.get(0, attack).interval) is not None}
     if not found:
-        reason = "the base was not measured" if free else "every attack run compares with the base; add loss"
-        return "", [f"There is no control: {reason}. Whether members and non-members were alike before is unknown."]
+        return ""
     shown = ", ".join(f"{attack} {words.interval(x)}" for attack, x in found.items())
-    off = [attack for attack, x in found.items() if 0.5 not in x]
-    if not off:
-        each = "the interval contains" if len(found) == 1 else "every interval contains"
-        return f"Control, the untouched base: AUC by {shown}; {each} .5, as it should.", []
-    return "", [
-        f"Members and non-members differ before any tuning. On the untouched base the AUCs are {shown}; .5 lies "
-        f"outside the interval of {words.listed(off)}. The AUCs of the tuned models are therefore not evidence of "
-        "memorization: draw members and non-members at random from one source and run again. (By chance alone, one "
-        "interval in twenty misses .5.)"
-    ]
+    each = "the interval contains" if len(found) == 1 else "every interval contains"
+    tail = f"; {each} .5, as it should" if all(0.5 in x for x in found.values()) else ""
+    return f"Control, the untouched base: AUC by {shown}{tail}."
 
 
 def budget_verdict(grid: Grid, rows: Sequence[Row]) -> str:
@@ -154,6 +145,8 @@ def budget_verdict(grid: Grid, rows: Sequence[Row]) -> str:
     kept = [f"{row.label} ({row.place})" if row.place else row.label for row in cells if row.budget]
     if not grid.budget:
         return ""
+    if all(row.budget is None for row in cells):
+        return "Budget: nobody can tell whether a cell keeps it."
     if not kept:
         return f"Budget: kept by none of {words.plural(len(cells), 'cell')}."
     return f"Budget: kept by {len(kept)} of {words.plural(len(cells), 'cell')}: {_some(kept, len(cells))}."

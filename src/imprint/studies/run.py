@@ -126,7 +126,7 @@ def check_methods(planned: Plan, runtime: Runtime) -> None:
     from imprint.tuning.base import Base
 
     base: Base | None = None
-    seen: set[tuple[tuple[str, str], str, str]] = set()
+    seen: set[tuple[tuple[str, str, str], str, str]] = set()
     refused: dict[str, None] = {}
     for cell in sorted(planned.cells, key=lambda cell: cell.model_key):
         options = {key: value for key, value in cell.spec.method.options.items() if key != "learning_rate"}
