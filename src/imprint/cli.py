@@ -219,6 +219,9 @@ def study_run(
     style: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens of one forward pass.")] = None,
+    device_map: Annotated[
+        bool, typer.Option("--device-map", help="Spread each model over all GPUs and the CPU.")
+    ] = False,
 ) -> None:
     """Run what is missing of a study, print its tables and verdicts, and write its page."""
     quiet_libraries()
@@ -235,7 +238,7 @@ def study_run(
     for name in names:
         study_named(name)
     where = setting(scale, protocol, model or (), data or (), seeds)
-    runtime, console = Runtime(device=device, token_budget=token_budget), Console()
+    runtime, console = Runtime(device=device, token_budget=token_budget, device_map=device_map), Console()
     progress = ConsoleProgress(Console(stderr=True) if style != "text" else console)
     done = []
     for name in names:
