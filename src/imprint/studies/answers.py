@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Findings:
-    """The finished runs of a study, and what further measurements need."""
+    """The finished runs of a study, those of its search for learning rates, and what further measurements need."""
 
     setting: Setting
     grid: Grid
     variants: tuple[Variant, ...]
+    searched: tuple[Variant, ...]
     checkpoints: Checkpoints
     progress: Progress
 
@@ -46,6 +47,8 @@ def table2(found: Findings) -> Answer:
     """The paper's main table at three places of each path, and at equal perplexity."""
     sheets = [tables.at_equal_perplexity(found.variants, ATTACKS)] if found.setting.controlled else []
     sheets += tables.table2(found.variants, ATTACKS)
+    everything = (*found.variants, *found.searched)
+    sheets += [tables.frontier(everything, attack) for attack in ("loss", "ref")]
     charts = tables.frontier_charts(found.variants, "loss") + tables.frontier_charts(found.variants, "ref")
     return Answer([], sheets, charts)
 

@@ -76,10 +76,11 @@ def variants(grid: Grid) -> list[Variant]:
     for cell in grid.cells:
         if cell.outcome["status"] == "done":
             groups.setdefault(variant(cell.spec), []).append(cell)
-    return [_variant(sorted(cells, key=lambda cell: cell.spec.seed), grid.attacks) for cells in groups.values()]
+    return [variant_of(sorted(cells, key=lambda cell: cell.spec.seed), grid.attacks) for cells in groups.values()]
 
 
-def _variant(cells: list[Cell], attacks: tuple[str, ...]) -> Variant:
+def variant_of(cells: Sequence[Cell], attacks: tuple[str, ...]) -> Variant:
+    """Cells that differ in their seed alone."""
     spec = cells[0].spec
     return Variant(spec.model.name, spec.data.source.name, spec.method.name, spec.method.options, tuple(cells), attacks)
 

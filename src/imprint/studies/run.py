@@ -31,7 +31,7 @@ from imprint.studies.answers import Findings
 from imprint.studies.catalogue import STUDIES, Study
 from imprint.studies.checkpoints import Checkpoints
 from imprint.studies.claims import Answer
-from imprint.studies.evidence import variants
+from imprint.studies.evidence import variant_of, variants
 from imprint.studies.paper import SOURCE
 from imprint.studies.parts import Part, documents
 from imprint.studies.search import Trial, document, search, trials
@@ -95,7 +95,10 @@ def run_study(
     recipes = [{**recipe, "attacks": list(ATTACKS)} for recipe in recipes]
     run(recipes, root / name, (), runtime, progress, root)
     grid = load_grid(root / name)
-    found = Findings(setting, grid, tuple(variants(grid)), Checkpoints(_resolved(recipes, runtime), runtime), progress)
+    others = [one.cell for one in tried if not one.chosen and one.cell.outcome["status"] == "done"]
+    searched = tuple(variant_of([cell], ATTACKS) for cell in others)
+    kept = Checkpoints(_resolved(recipes, runtime), runtime)
+    found = Findings(setting, grid, tuple(variants(grid)), searched, kept, progress)
     answer = study.answer(found)
     answer.sheets.append(tables.what_was_run(found.variants))
     if tried:

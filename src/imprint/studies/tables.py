@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from imprint.measures.estimate import Effect, auc_over_seeds
-from imprint.measures.frontier import best
+from imprint.measures.frontier import best, pareto
 from imprint.report import words
 from imprint.report.figures import Series, line_chart
 from imprint.report.sheet import Entry, Sheet
@@ -233,6 +233,24 @@ def _line(one: Variant, colour: int, read: Callable[[Variant, Place], Effect]) -
     return Series(
         label, epochs, [e.value for e in effects], [e.low for e in effects], [e.high for e in effects], colour
     )
+
+
+def frontier(found: Sequence[Variant], attack: str) -> Sheet:
+    """The checkpoints of all methods and rates that no other beats in both utility and leakage."""
+    rows: list[Row] = []
+    for data in names(found, "data"):
+        places = [(one, epoch) for one in pick(found, data=data) for epoch in range(1, len(one.paths[0]))]
+        points = [
+            (one.log_perplexity(after(epoch)).value, one.auc(attack, after(epoch)).value) for one, epoch in places
+        ]
+        for n in pareto(points):
+            one, epoch = places[n]
+            shown = (_perplexity(one, after(epoch), None), entry(one.auc(attack, after(epoch))))
+            rate = Entry(f"{one.options['learning_rate']:g}")
+            rows.append((data, title(one.method), rate, Entry(str(epoch)), *shown))
+    note = "Rates that were not chosen have one seed. The least leakage of many checkpoints is flattered by chance."
+    header = ("data", "method", "rate", "epoch", "PPL", f"{title(attack)} AUC")
+    return Sheet(f"Frontier of perplexity and {title(attack)} AUC", header, tuple(rows), (note,), group=2)
 
 
 def frontier_charts(found: Sequence[Variant], attack: str) -> list[tuple[str, list[str]]]:
