@@ -53,10 +53,12 @@ def stats(rng, level, gap, validation=None, sizes=(MEMBERS, NONMEMBERS, VALIDATI
     )
 
 
-def spec(method="lora", options=None, model="gpt2", source="world/customers", seed=0, epochs=4):
+def spec(method="lora", options=None, model="gpt2", source="world/customers", seed=0, epochs=4, split=None):
+    sizes = {"members": MEMBERS, "nonmembers": NONMEMBERS, "validation": VALIDATION}
+    split = seed if split is None else split
     return RunSpec(
         model=ModelSpec(name=model, fingerprint="f" * 64, dtype="float32"),
-        data=DataSpec(source=source, members=MEMBERS, nonmembers=NONMEMBERS, validation=VALIDATION, max_length=64),
+        data=DataSpec(source=source, max_length=64, seed=split, **sizes),
         method=MethodSpec(name=method, options=options or {"learning_rate": 1e-3}),
         train=TrainSpec(epochs=epochs),
         seed=seed,
@@ -556,13 +558,13 @@ def test_only_what_rests_on_a_base_without_green_gates_is_withheld(tmp_path):
     grid, frame = two_bases(tmp_path)
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert len([ul for ul in page.root.iter("ul") if ul.get("class") == "gates"]) == 2
-    assert "Headline withheld (seed 1). Not green: blind baseline (missing)" in page.words()
-    assert "Headline withheld (seed 0)" not in page.words()
+    assert "Headline withheld (split 1). Not green: blind baseline (missing)" in page.words()
+    assert "Headline withheld (split 0)" not in page.words()
     assert "seed 0: At the last epoch" in page.words()
     assert "seed 1: At the last epoch" not in page.words()
     shown = printed(grid, frame, width=300)
-    assert shown.splitlines()[1] == "seed 0: all 5 gates are green"
-    assert re.findall("seed 1: (.*) (green|red|missing): ", shown) == [
+    assert shown.splitlines()[1] == "split 0: all 5 gates are green"
+    assert re.findall("split 1: (.*) (green|red|missing): ", shown) == [
         *(("base control", "green"), ("blind baseline", "missing"), ("overlap", "missing")),
         *(("power", "green"), ("positive control", "missing")),
     ]
@@ -573,7 +575,7 @@ def test_a_base_that_several_seeds_share_has_one_list_of_gates_and_no_seed(tmp_p
     """The seed of a run differs, that of its data does not."""
     rng, store = np.random.default_rng(1), Store(tmp_path)
     write_base(store, "b0", rng)
-    entries = [("lora", "b0", spec(seed=seed)) for seed in (0, 1)]
+    entries = [("lora", "b0", spec(seed=seed, split=0)) for seed in (0, 1)]
     write_lock(tmp_path, entries)
     for _, _, one in entries:
         tuned(store, one, rng, [(2.0, 0.9, 2.0)]).finish(status="done", reason=None, **COUNTS)

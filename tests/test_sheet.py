@@ -12,11 +12,12 @@ import xml.etree.ElementTree as ET
 import pytest
 from rich.console import Console
 
-from imprint.gates import overlap_gate, withheld
+from imprint.gates import Gate, overlap_gate, withheld
 from imprint.gates.overlap import Overlap
 from imprint.report.figures import Series, line_chart
 from imprint.report.sheet import BESIDE, EMPTY, Entry, Sheet, print_sheet, to_csv, to_latex, to_markdown
 from imprint.report.study import write_study_page
+from imprint.report.validity import Validity
 
 EVIL = 'a<script>alert("1")</script>&amp;|`x`*_{}%$#~^\\end{tabular}\\input{/etc/passwd}\n[bold]\x1b[31m\u202e'
 NUMBER = Entry(".712", ".690", ".733", ".8890")
@@ -285,13 +286,12 @@ CHART = line_chart(EVIL, EVIL, [Series(EVIL, range(3), [0.5, 0.6, 0.7], [0.4] * 
 GREEN, RED = (overlap_gate(Overlap(n, 0, 0, 0, 10, 10)) for n in (0, 3))
 
 
-class OddGate:
-    name = finding = advice = EVIL
-    state = '"><script>'
+ODD = Gate(EVIL, '"><script>', EVIL, EVIL, {})
 
 
 def page(path, gates=(), held="", verdicts=(), sheets=(), charts=(), notes=(), title="Study", intro="What it is."):
-    file = write_study_page(path / "study.html", title, intro, gates, held, verdicts, sheets, charts, notes)
+    validity = [Validity("b", "", list(gates), held)] if gates else []
+    file = write_study_page(path / "study.html", title, intro, validity, verdicts, sheets, charts, notes)
     text = file.read_text(encoding="utf-8")
     return text, ET.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
 
@@ -302,7 +302,7 @@ def words(element):
 
 def everything(path):
     verdicts = [(EVIL, EVIL, EVIL)]
-    return page(path, [RED, OddGate()], EVIL, verdicts, [evil(), small()], [(EVIL, [CHART])], [EVIL], EVIL, EVIL)
+    return page(path, [RED, ODD], EVIL, verdicts, [evil(), small()], [(EVIL, [CHART])], [EVIL], EVIL, EVIL)
 
 
 def test_hostile_text_is_text_and_the_page_is_well_formed(tmp_path):
@@ -351,7 +351,7 @@ def test_a_gate_is_a_word_and_a_colour(tmp_path):
 def test_a_withheld_headline_marks_every_number(tmp_path):
     _, root = page(tmp_path, [RED], withheld([RED]), (), [small(), small()], [("", [CHART])])
     text = words(root)
-    assert text.index("Not valid as it stands. Not green: overlap (red)") < text.index("LOSS & co.")
+    assert text.index("Headline withheld. Not green: overlap (red)") < text.index("LOSS & co.")
     assert [words(c) for c in root.iter("caption")] == ["LOSS & co. (not valid as it stands)"] * 2
     assert "Charts (not valid as they stand)" in text
 

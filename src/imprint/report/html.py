@@ -54,9 +54,13 @@ def write_report(path: str | Path) -> Path:
 def template(name: str) -> jinja2.Template:
     """One of our own templates; what is put into it is escaped."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(asset(name))
+    return environment.get_template(name)
 
 
 def asset(name: str) -> str:

@@ -5,39 +5,24 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from markupsafe import Markup
 
 from imprint.report.html import asset, template
 from imprint.report.sheet import Sheet, shown_rows
+from imprint.report.validity import Validity
 from imprint.report.words import clean
 from imprint.store import atomic_file
-
-_COLOURED = ("green", "red")
-"""States with a colour of their own; any other has the neutral one."""
-
-
-class GateLike(Protocol):
-    """What the page asks of a validity gate; `state` is shown as the word it is, and coloured if green or red."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def finding(self) -> str: ...
-    @property
-    def advice(self) -> str: ...
 
 
 def write_study_page(
     path: Path,
     title: str,
     intro: str,
-    gates: Sequence[GateLike],
-    withheld: str,
+    validity: Sequence[Validity],
     verdicts: Sequence[tuple[str, str, str]],
     sheets: Sequence[Sheet],
     charts: Sequence[tuple[str, list[str]]],
@@ -49,8 +34,7 @@ def write_study_page(
         path: the file to write.
         title: its heading.
         intro: what was run, in a sentence or two.
-        gates: the validity gates in the order to show them.
-        withheld: why nothing here is evidence; empty where every gate is green. Every table is then marked.
+        validity: the gates of every base. Where one of them withholds its numbers every table is marked.
         verdicts: (claim, verdict in a word or two, sentence with the numbers).
         sheets: the tables.
         charts: (heading, SVG of `imprint.report.figures`, which escape their own text). Nothing else goes unescaped.
@@ -65,8 +49,8 @@ def write_study_page(
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         title=clean(title),
         intro=clean(intro),
-        gates=[_gate(gate) for gate in gates],
-        withheld=clean(withheld),
+        validity=[_clean(one) for one in validity],
+        withheld=any(one.withheld for one in validity),
         verdicts=[[clean(part) for part in verdict] for verdict in verdicts],
         sheets=[_table(sheet) for sheet in sheets],
         charts=[(clean(heading), [Markup(chart) for chart in panels]) for heading, panels in charts],
@@ -77,14 +61,14 @@ def write_study_page(
     return path
 
 
-def _gate(gate: GateLike) -> dict[str, str]:
-    return {
-        "name": clean(gate.name),
-        "state": clean(gate.state),
-        "kind": gate.state if gate.state in _COLOURED else "grey",
-        "finding": clean(gate.finding),
-        "advice": clean(gate.advice),
-    }
+def _clean(one: Validity) -> Validity:
+    gates = [
+        replace(
+            gate, name=clean(gate.name), state=clean(gate.state), finding=clean(gate.finding), advice=clean(gate.advice)
+        )
+        for gate in one.gates
+    ]
+    return Validity(one.base, clean(one.place), gates, clean(one.withheld))
 
 
 def _table(sheet: Sheet) -> dict[str, Any]:

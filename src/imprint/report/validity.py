@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from imprint.gates.judge import Gate, withheld
 from imprint.report import words
-from imprint.report.tables import places
+from imprint.report.tables import sources
 from imprint.rows import Grid
 from imprint.validity import gates
 
@@ -24,13 +25,20 @@ class Validity:
 
 def validity(grid: Grid) -> list[Validity]:
     """One for every base, in the grid's order."""
-    found, of_place = gates(grid), places(grid)
+    found, titles = gates(grid), sources(grid)
+    own = {cell.base.name: (*titles[cell.run_id], f"split {cell.spec.data.seed}") for cell in reversed(grid.cells)}
+    differ = [len(set(column)) > 1 for column in zip(*own.values(), strict=True)]
+    place = {base: ", ".join(p for p, d in zip(parts, differ, strict=True) if d) for base, parts in own.items()}
     shown: list[Validity] = []
     for base, listed in found.items():
-        own = dict.fromkeys(of_place[cell.run_id] for cell in grid.cells if cell.base.name == base)
         clean = [replace(gate, finding=words.clean(gate.finding)) for gate in listed]
-        shown.append(Validity(base, "; ".join(own) if len(found) > 1 else "", clean, withheld(listed)))
+        shown.append(Validity(base, place[base], clean, withheld(listed)))
     return shown
+
+
+def all_withheld(found: Sequence[Validity]) -> str:
+    """Why numbers are withheld, for every base of which some are; else empty."""
+    return " ".join(f"{one.place}: {one.withheld}" if one.place else one.withheld for one in found if one.withheld)
 
 
 def gate_lines(found: list[Validity]) -> list[str]:

@@ -21,7 +21,7 @@ from imprint.progress import Progress
 from imprint.recipe import Plan, plan, read_recipe
 from imprint.report.sheet import Entry, Sheet, to_csv, to_latex, to_markdown
 from imprint.report.study import write_study_page
-from imprint.report.validity import validity
+from imprint.report.validity import all_withheld, validity
 from imprint.rows import Grid, load_grid
 from imprint.runs import run
 from imprint.spec import Runtime
@@ -194,21 +194,19 @@ def _notes(study: Study, setting: Setting, grid: Grid) -> list[str]:
 
 def _write(name: str, study: Study, setting: Setting, grid: Grid, answer: Answer, tried: list[Trial]) -> Outcome:
     bases = validity(grid)
-    gates = [(one.place if len(bases) > 1 else "", gate) for one in bases for gate in one.gates]
-    shut = " ".join(f"{one.place}: {one.withheld}" if len(bases) > 1 else one.withheld for one in bases if one.withheld)
+    gates = [(one.place, gate) for one in bases for gate in one.gates]
+    shut = all_withheld(bases)
     for number, sheet in enumerate(answer.sheets, 1):
         stem = grid.path / "tables" / f"{number:02}-{re.sub(r'[^a-z0-9]+', '-', sheet.title.lower()).strip('-')[:60]}"
         for ending, text in ((".md", to_markdown(sheet)), (".tex", to_latex(sheet)), (".csv", to_csv(sheet))):
             write_text(stem.with_suffix(ending), text)
     write_json(grid.path / "study.json", _document(name, study, setting, gates, shut, answer))
-    shown = [replace(gate, name=f"{gate.name} ({place})") if place else gate for place, gate in gates]
     verdicts = [(v.claim, "withheld" if shut else v.word, v.sentence) for v in answer.verdicts]
     page = write_study_page(
         grid.path / "study.html",
         study.title,
         study.claim,
-        shown,
-        shut,
+        bases,
         verdicts,
         answer.sheets,
         answer.charts,
