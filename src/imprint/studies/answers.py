@@ -244,8 +244,11 @@ def data(found: Findings) -> Answer:
         cells = [entry(one.auc(attack, place)) for place in (best, last) for attack in ("loss", "ref")]
         rows.append((tables.title(one.method), Entry(f"{spec.tune_on:,}"), Entry(str(spec.repeat)), *cells))
     header = ("method", "tuned on", "times", "LOSS, best", "Ref, best", "LOSS, last", "Ref, last")
-    note = "Each record once per epoch but for the members, which occur `times` times; the same epochs for all."
-    answer = Answer([], [Sheet("AUC of the same members", header, tuple(rows), (note,))])
+    note = (
+        "Each record once per epoch but for the members, which occur `times` times; the same epochs for all. Each size "
+        "is a split of its own, with other members; repetitions share theirs."
+    )
+    answer = Answer([], [Sheet("AUC by the amount of data", header, tuple(rows), (note,))])
     for attack in ("loss", "ref"):
         for claim, axis, sign in (
             ("Memorization of a record falls with more records beside it", "tune_on", -1.0),
