@@ -90,15 +90,16 @@ def comparison_sheet(title: str, comparisons: Sequence[Comparison], notes: Seque
             Entry(f"{one.effect.error:.4f}"),
             Entry("" if one.effect.seeds < 2 else f"{one.effect.spread:.4f}"),
             Entry(pvalue(one.p)),
-            one.word,
+            {SUPPORTED: "yes", NOT_SUPPORTED: "no"}.get(one.word, "undecided"),
         )
         for one in comparisons
     )
     explained = (
-        "Positive speaks for the claim. Sampling: standard error from drawing records; seeds: standard deviation "
-        f"between training seeds on the same records. p: two-sided, Holm-corrected over the {len(rows)} rows.",
+        "Positive: yes where it is so significantly, no where surely not or by too little to matter. Sampling: standard "
+        "error from drawing records; seeds: standard deviation between training seeds on the same records. p: two-sided, "
+        f"Holm-corrected over the {len(rows)} rows.",
     )
-    header = ("comparison", "effect", "sampling", "seeds", "p", "verdict")
+    header = ("comparison", "effect", "sampling", "seeds", "p", "positive")
     return Sheet(title, header, rows, (*explained, *notes))
 
 
