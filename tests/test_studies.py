@@ -224,6 +224,18 @@ def test_the_lowest_perplexity_is_chosen_whatever_it_leaks(recipe, tmp_path):
     assert lowest.perplexity == perplexity(stats).value
 
 
+def test_a_seed_that_one_method_lacks_is_left_out_of_all(recipe, tmp_path):
+    import imprint
+    from imprint.rows import load_grid
+    from imprint.studies.evidence import variants
+
+    imprint.run(recipe(method=["head", "lora"], seed=[0, 1, 2], data__seed=0), tmp_path)
+    lost = next(c for c in load_grid(tmp_path).cells if (c.spec.method.name, c.spec.seed) == ("lora", 1))
+    (lost.folder.path / "done.json").unlink()
+    found = variants(load_grid(tmp_path))
+    assert [[cell.spec.seed for cell in one.cells] for one in found] == [[0, 2], [0, 2]]
+
+
 # ---- misreading ----
 
 

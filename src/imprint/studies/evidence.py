@@ -71,12 +71,17 @@ class Variant:
 
 
 def variants(grid: Grid) -> list[Variant]:
-    """Every variant of a grid that has a finished run, in the grid's order."""
+    """Every variant of a grid that has a finished run, in the grid's order, with the seeds that all of them have.
+
+    Seeds are compared one by one, so a seed that is missing from one variant is left out of all.
+    """
     groups: dict[str, list[Cell]] = {}
     for cell in grid.cells:
         if cell.outcome["status"] == "done":
             groups.setdefault(variant(cell.spec), []).append(cell)
-    return [variant_of(sorted(cells, key=lambda cell: cell.spec.seed), grid.attacks) for cells in groups.values()]
+    common = set.intersection(*({cell.spec.seed for cell in cells} for cells in groups.values())) if groups else set()
+    kept = [[cell for cell in cells if cell.spec.seed in common] for cells in groups.values()]
+    return [variant_of(sorted(cells, key=lambda cell: cell.spec.seed), grid.attacks) for cells in kept if cells]
 
 
 def variant_of(cells: Sequence[Cell], attacks: tuple[str, ...]) -> Variant:

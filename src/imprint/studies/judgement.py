@@ -95,9 +95,9 @@ def comparison_sheet(title: str, comparisons: Sequence[Comparison], notes: Seque
         for one in comparisons
     )
     explained = (
-        "Positive: yes where it is so significantly, no where surely not or by too little to matter. Sampling: standard "
-        "error from drawing records; seeds: standard deviation between training seeds on the same records. p: two-sided, "
-        f"Holm-corrected over the {len(rows)} rows.",
+        "Positive: yes where it is so significantly, no where surely not or by too little to matter. Sampling: "
+        "standard error from drawing records; seeds: standard deviation between training seeds on the same records. p: "
+        f"two-sided, Holm-corrected over the {len(rows)} rows.",
     )
     header = ("comparison", "effect", "sampling", "seeds", "p", "positive")
     return Sheet(title, header, rows, (*explained, *notes))

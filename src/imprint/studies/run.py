@@ -99,6 +99,8 @@ def run_study(
     searched = tuple(variant_of([cell], ATTACKS) for cell in others)
     kept = Checkpoints(_resolved(recipes, runtime), runtime)
     found = Findings(setting, grid, tuple(variants(grid)), searched, kept, progress)
+    if not found.variants:
+        raise ImprintError(f"{root / name}: no seed has finished for every method, so there is nothing to compare")
     answer = study.answer(found)
     answer.sheets.append(tables.what_was_run(found.variants))
     if tried:
@@ -188,7 +190,9 @@ def _notes(study: Study, setting: Setting, grid: Grid) -> list[str]:
         notes.append(f"The paper's figures: {SOURCE[study.block]}; shown where model and data are the paper's.")
     lost = [f"{cell.label} ({cell.outcome['status']})" for cell in grid.cells if cell.outcome["status"] != "done"]
     if lost:
-        notes.append(f"Left out, because not finished: {', '.join(lost)}.")
+        notes.append(
+            f"Left out, because not finished: {', '.join(lost)}. Seeds that one method lacks are left out of all."
+        )
     return notes
 
 
