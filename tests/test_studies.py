@@ -15,8 +15,8 @@ from imprint.measures.frontier import Checkpoint
 from imprint.recipe import plan, read_recipe
 from imprint.studies import claims
 from imprint.studies.catalogue import STUDIES
-from imprint.studies.evidence import Variant, matched_differences
-from imprint.studies.judgement import NOT_SUPPORTED, SUPPORTED, UNDECIDED, family, overall, verdict
+from imprint.studies.evidence import Variant, matched_contrast
+from imprint.studies.judgement import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Contrast, family, overall, verdict
 from imprint.studies.parts import THREE, equal_ranks, matrices
 from imprint.studies.run import run_study
 from imprint.studies.search import RATES, document, search, trials
@@ -65,16 +65,33 @@ def test_equal_utility_takes_the_speed_out():
     words = {one.claim: one.word for one in at_last}
     assert words[f"{CLAIM}, at the last epoch (loss)"] == SUPPORTED
     assert words[f"{CLAIM}, at equal validation perplexity (loss)"] == NOT_SUPPORTED
-    differences = matched_differences(quick, slow, "loss")
-    assert differences is not None
-    assert abs(differences[0].value) < 1e-9
+    compared = matched_contrast(quick, slow, "loss")
+    assert compared is not None
+    assert abs(compared.estimates[0].value) < 1e-9
 
 
 CLAIM = "Parameter-based tuning memorizes more than prompt-based tuning"
 
 
 def test_a_method_that_never_learned_cannot_be_matched():
-    assert matched_differences(made("lora", CURVE), made("prompt", [(2.0, 0.5), (2.1, 0.5)]), "loss") is None
+    idle = made("prompt", [(2.0, 0.5), (2.1, 0.5)])
+    assert matched_contrast(made("lora", CURVE), idle, "loss") is None
+    answer = claims.observation1([made("lora", CURVE), made("prefix", [(2.0, 0.5), (1.7, 0.5)]), idle], controlled=True)
+    assert answer.verdicts[0].word == UNDECIDED
+    assert "Not comparable, because a method never came below the base's perplexity: world/articles: lora - prompt" in (
+        answer.verdicts[0].sentence
+    )
+
+
+def test_a_straight_line_between_checkpoints_cannot_carry_a_claim():
+    """Within its first epoch LoRA is read on a chord from the base to .8; the checkpoint before knows of no leak."""
+    steep, slow = made("lora", [(2.0, 0.5), (1.0, 0.8)]), made("prompt", [(2.0, 0.5), (1.5, 0.5)])
+    [loss, *_] = claims.observation1([steep, slow], controlled=True).verdicts
+    assert "+.150" in loss.sentence
+    assert "at least .000 between checkpoints" in loss.sentence
+    assert loss.word == UNDECIDED
+    reached = made("lora", [(2.0, 0.5), (1.5, 0.65), (1.0, 0.8)])  # the same curve with a checkpoint where it is read
+    assert claims.observation1([reached, slow], controlled=True).verdicts[0].word == SUPPORTED
 
 
 @pytest.mark.parametrize(
@@ -82,7 +99,7 @@ def test_a_method_that_never_learned_cannot_be_matched():
     [(0.1, 0.005, SUPPORTED), (-0.1, 0.005, NOT_SUPPORTED), (0.0, 0.005, NOT_SUPPORTED), (0.03, 0.05, UNDECIDED)],
 )
 def test_a_verdict_is_the_size_and_the_error(effect, error, word):
-    compared = family([("a - b", [noisy(effect, error, "r", 1)])])
+    compared = family([Contrast("a - b", [noisy(effect, error, "r", 1)])])
     assert verdict("claim", compared, "about").word == word
 
 
@@ -94,9 +111,13 @@ def test_one_refuted_part_refutes_the_claim():
 
 
 def test_tests_of_a_family_are_corrected_together():
-    one = [("x", [noisy(0.012, 0.005, "r", 1)])]
+    one = [Contrast("x", [noisy(0.024, 0.01, "r", 1)])]
     assert family(one)[0].word == SUPPORTED
     assert {c.word for c in family(one * 5)} == {UNDECIDED}
+    near = [Contrast("x", [noisy(0.0, 0.009, "r", 1)])]
+    assert family(near)[0].word == NOT_SUPPORTED  # surely below the smallest effect worth a claim
+    assert {c.word for c in family(near * 20)} == {UNDECIDED}  # but not twenty times over
+    assert family([Contrast("x", [noisy(0.01, 0.0001, "r", 1)])])[0].word == NOT_SUPPORTED  # significant and too small
 
 
 def test_growth_and_staying_low():
@@ -105,14 +126,40 @@ def test_growth_and_staying_low():
     assert claims.observation2(found, controlled=True).verdicts[0].word == SUPPORTED
     leaking = [made("lora", CURVE), made("prefix", CURVE)]
     assert claims.observation2(leaking, controlled=True).verdicts[0].word == NOT_SUPPORTED
+    unsure = made("prefix", [(2.0, 0.5), (1.9, 0.53), (1.8, 0.525)])
+    unsure.paths[0][2].auc["loss"] = unsure.paths[1][2].auc["loss"] = noisy(0.525, 0.03, "member/world/articles", 3)
+    assert claims.observation2([made("lora", CURVE), unsure], controlled=True).verdicts[0].word == UNDECIDED
 
 
-def test_slope_per_doubling_by_hand():
-    sizes = [made("full", [(2.0, 0.5), (1.5, 0.5 + 0.1 * n)], model=f"m{n}", parameters=10 * 2**n) for n in range(3)]
-    for one in sizes:
-        object.__setattr__(one, "model", one.model)
-    slopes = claims.slope(sizes, [10, 20, 40], "loss", claims.last)
-    assert slopes[0].value == pytest.approx(0.1)
+@pytest.fixture
+def parameters(monkeypatch):
+    monkeypatch.setattr(Variant, "parameters", property(lambda one: one.__dict__["size"]))
+
+
+@pytest.mark.usefixtures("parameters")
+@pytest.mark.parametrize(
+    ("lora", "prompt", "word"),
+    [
+        ([0.6, 0.7, 0.8], [0.5, 0.5, 0.5], SUPPORTED),
+        ([0.6, 0.6, 0.6], [0.5, 0.5, 0.5], NOT_SUPPORTED),
+        ([0.6, 0.7, 0.8], [0.5, 0.6, 0.7], NOT_SUPPORTED),  # both grow
+        ([0.99, 0.995, 1.0], [0.5, 0.5, 0.5], UNDECIDED),  # no room to grow
+    ],
+)
+def test_growth_with_size(lora, prompt, word):
+    found = []
+    for method, aucs in (("lora", lora), ("prompt", prompt)):
+        for n, A in enumerate(aucs):
+            one = made(method, [(2.0, 0.5), (1.5, A)], model=f"m{n}", error=0.002)
+            one.__dict__["size"] = 10 * 2**n
+            found.append(one)
+    verdicts = claims.observation3(found, controlled=True).verdicts
+    assert {one.word for one in verdicts} == {word}
+
+
+def test_slope_by_hand():
+    found = [made("full", [(2.0, 0.5), (1.5, 0.5 + 0.1 * n)]) for n in range(3)]
+    assert claims.slope(found, [3.0, 4.0, 5.0], "loss", claims.last)[0].value == pytest.approx(0.1)
 
 
 def test_structured_data_is_compared_without_the_bases_shift():
@@ -121,6 +168,11 @@ def test_structured_data_is_compared_without_the_bases_shift():
     found = [made("prefix", shifted, "world/triples"), made("prefix", plain, "world/news")]
     answer = claims.observation4(found, controlled=True)
     assert {one.word for one in answer.verdicts} == {NOT_SUPPORTED}
+    lacking = [*found, made("prompt", [(2.0, 0.5), (1.5, 0.9)], "world/triples")]  # only on one side: not compared
+    assert {one.word for one in claims.observation4(lacking, controlled=True).verdicts} == {NOT_SUPPORTED}
+    long = [made("prefix", [(2.0, 0.7)] * 6, "world/triples")]
+    long += [made("prefix", [(2.0, 0.5)] * 6, "world/news")]
+    assert claims.observation4(long, controlled=False).verdicts[0].word == SUPPORTED  # as published: shift and all
 
 
 # ---- grids ----
@@ -350,7 +402,10 @@ def test_misreading_is_measured_on_stored_checkpoints(place, monkeypatch):
 def test_published_is_one_rate_and_no_search(place):
     outcome = study(place, "table2", protocol="published", seeds=None)
     assert outcome.trials == []
-    assert outcome.answer.sheets[0].title == "AUC after 5 epochs"
+    assert outcome.page.parent.name == "table2-published"
+    titles = [sheet.title for sheet in outcome.answer.sheets]
+    assert "AUC at the last epoch" in titles
+    assert "AUC after 5 epochs" not in titles  # two epochs are not five
 
 
 def test_the_papers_numbers_stand_beside_only_where_the_set_up_is_the_papers(place):
@@ -373,6 +428,12 @@ def test_what_cannot_be_done_is_refused(place, tmp_path, name, more, said):
     with pytest.raises(UsageError, match=said):
         study((place[0], tmp_path / "out"), name, **more)
     assert not list((tmp_path / "out").rglob("stats.parquet"))
+
+
+@pytest.mark.parametrize("given", ["seed=[0,1]", "data.seed=3", "method=lora", "budget.auc=0.6", "data=world/news"])
+def test_what_a_study_sets_itself_cannot_be_set(place, tmp_path, given):
+    with pytest.raises(UsageError, match="a study sets this itself"):
+        run_study("observation1", setting(models=[str(place[0])]), tmp_path, (given,))
 
 
 def test_a_method_that_does_not_fit_is_told_before_any_training(place, tmp_path, monkeypatch):

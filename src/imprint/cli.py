@@ -244,7 +244,7 @@ def study_run(
     for name in names:
         done.append(run_study(name, where, out, tuple(set_ or ()), runtime, progress))
         show(done[-1], style, console)
-    raise typer.Exit(2 if any(one.withheld for one in done) else 0)
+    raise typer.Exit(3 if any(one.failed for one in done) else 2 if any(one.withheld for one in done) else 0)
 
 
 def quiet_libraries() -> None:

@@ -30,11 +30,18 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Stop:
-    """Where a path reaches a perplexity: `share` of the way from the checkpoint before `epoch` to `epoch`."""
+    """Where a path reaches a perplexity: `share` of the way from the checkpoint before `epoch` to `epoch`.
+
+    Attributes:
+        auc: read in a straight line between the two; too high where the path bends upwards, as most do.
+        before, after: the AUC at the checkpoints on either side; both are the one that is reached exactly.
+    """
 
     epoch: int
     share: float
     auc: Estimate
+    before: Estimate
+    after: Estimate
 
 
 def best(path: Sequence[Checkpoint]) -> Checkpoint:
@@ -60,7 +67,7 @@ def at_perplexity(path: Sequence[Checkpoint], target: Estimate, attack: str) -> 
             a, b = before.auc[attack], after.auc[attack]
             slope = (b.value - a.value) / (H0.value - H1.value)
             moved = slope * ((1 - w) * H0 + w * H1 - target)  # of value 0: what it holds are influences
-            return Stop(after.epoch, w, (1 - w) * a + w * b + moved)
+            return Stop(after.epoch, w, (1 - w) * a + w * b + moved, b if w == 1 else a, b)
     return None
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from imprint.measures.estimate import Estimate, auc_over_seeds
+from imprint.measures.estimate import auc_over_seeds
 from imprint.measures.frontier import best
 from imprint.paths import auc_of, strata
 from imprint.progress import Progress
@@ -19,10 +20,10 @@ from imprint.report.sheet import Entry, Sheet
 from imprint.rows import Cell, Grid
 from imprint.store import read_stats, write_stats
 from imprint.studies import claims, paper, tables
-from imprint.studies.claims import BEST, LAST, MATCHED, Answer, Reading, names
-from imprint.studies.evidence import Place, Variant, differences, last, pick
-from imprint.studies.judgement import comparison_sheet, entry, family, pvalue, verdict
-from imprint.studies.parts import RANK, THREE
+from imprint.studies.claims import MATCHED, Answer, Reading, names, places, readings
+from imprint.studies.evidence import Place, Variant, contrast, last, pick
+from imprint.studies.judgement import SMALLEST, Contrast, comparison_sheet, entry, family, pvalue, verdict
+from imprint.studies.parts import RANK, THREE, active_parameters
 from imprint.studies.setting import ATTACKS, Setting
 from imprint.types import Floats, TokenStats
 
@@ -92,17 +93,21 @@ def table4(found: Findings) -> Answer:
     """The paper's layout, then the order of its placements: at equal rank as published, at equal parameters."""
     answer = Answer([], list(tables.table4(found.variants, ATTACKS)), tables.frontier_charts(found.variants, "loss"))
     three = [one for one in found.variants if one.options["placement"] in THREE]
-    for alike, chosen in (("equal rank", _equal_rank(three)), ("equal trainable parameters", _equal_parameters(three))):
-        for reading, attack in itertools.product((MATCHED, BEST, LAST), ("loss", "ref")):
-            compared = family(_placed(chosen, reading, attack, PAIRS))
+    grids = [("equal rank", _equal_rank(three))]
+    if found.setting.controlled:
+        grids.append(("equal trainable parameters", _equal_parameters(three)))
+    for alike, chosen in grids:
+        for reading, attack in itertools.product(readings(found.variants, found.setting.controlled), ("loss", "ref")):
+            compared, missing = _placed(chosen, reading, attack, PAIRS)
             claim = f"Projection memorizes more than attention, both most: {alike}, {reading.name} ({attack})"
-            answer.verdicts.append(verdict(claim, compared, f"Difference of the {attack} AUC"))
-            answer.sheets.append(comparison_sheet(f"{attack} AUC by placement, {alike}, {reading.name}", compared))
+            answer.verdicts.append(verdict(claim, family(compared), f"Difference of the {attack} AUC", missing))
+            title = f"{attack} AUC by placement, {alike}, {reading.name}"
+            answer.sheets.append(comparison_sheet(title, family(compared)))
     single = [one for one in found.variants if one not in three]
     pairs = list(itertools.combinations(names_of(single), 2))
     for attack in ("loss", "ref") if pairs else ():
-        compared = family(_placed(single, MATCHED, attack, pairs))
-        answer.sheets.append(comparison_sheet(f"{attack} AUC of single matrices, {MATCHED.name}", compared))
+        compared, _ = _placed(single, MATCHED, attack, pairs)
+        answer.sheets.append(comparison_sheet(f"{attack} AUC of single matrices, {MATCHED.name}", family(compared)))
     return answer
 
 
@@ -116,14 +121,19 @@ def names_of(found: Sequence[Variant]) -> list[str]:
 
 def _placed(
     found: Sequence[Variant], reading: Reading, attack: str, pairs: Iterable[tuple[str, str]]
-) -> list[tuple[str, list[Estimate]]]:
-    """The difference of each pair of placements, on every model and data that has both."""
-    named = []
+) -> tuple[list[Contrast], list[str]]:
+    """The difference of each pair of placements on every model and data that has both, and what cannot be compared."""
+    compared, missing = [], []
     for (model, data), (a, b) in itertools.product(dict.fromkeys((o.model, o.data) for o in found), pairs):
         at = {str(one.options["placement"]): one for one in pick(found, model=model, data=data)}
-        if a in at and b in at and (effect := reading.compare(at[a], at[b], attack)) is not None:
-            named.append((f"{data}: {a} - {b}", effect))
-    return named
+        if a not in at or b not in at:
+            continue
+        name, one = f"{data}: {a} - {b}", reading.compare(at[a], at[b], attack)
+        if one is None:
+            missing.append(name)
+        else:
+            compared.append(replace(one, name=f"{name}{one.name and f' ({one.name})'}"))
+    return compared, missing
 
 
 def _equal_rank(found: Sequence[Variant]) -> list[Variant]:
@@ -131,12 +141,18 @@ def _equal_rank(found: Sequence[Variant]) -> list[Variant]:
 
 
 def _equal_parameters(found: Sequence[Variant]) -> list[Variant]:
-    """On every data set one of each placement, such that their trainable parameters differ least."""
+    """On every data set one of each placement, such that their trainable parameters differ least, and by little."""
     chosen: list[Variant] = []
     for data in names(found, "data"):
-        places = [[o for o in pick(found, data=data) if o.options["placement"] == place] for place in names_of(found)]
-        chosen += min(itertools.product(*places), key=_mismatch)
+        places = [[o for o in pick(found, data=data) if o.options["placement"] == place] for place in THREE]
+        best_of = min(itertools.product(*places), key=_mismatch, default=())
+        if best_of and _mismatch(best_of) < ALIKE:
+            chosen += best_of
     return chosen
+
+
+ALIKE = 1.1
+"""Numbers of parameters that differ by less than this factor count as equal."""
 
 
 def _mismatch(found: Iterable[Variant]) -> float:
@@ -190,20 +206,22 @@ def moe(found: Findings) -> Answer:
     answer = Answer([], list(tables.table4(found.variants, ATTACKS)), tables.frontier_charts(found.variants, "loss"))
     lora = [one for one in found.variants if one.method == "lora"]
     sparse = [one for one in lora if one.model == found.setting.sparse]
-    for reading, attack in itertools.product((MATCHED, BEST, LAST), ("loss", "ref")):
-        compared = family(_placed(sparse, reading, attack, [("experts", "attention")]))
+    for reading, attack in itertools.product(readings(lora, controlled=True), ("loss", "ref")):
+        compared, missing = _placed(sparse, reading, attack, [("experts", "attention")])
         claim = f"Experts memorize more than attention, {reading.name} ({attack})"
-        answer.verdicts.append(verdict(claim, compared, f"Difference of the {attack} AUC"))
-        rest = family(_placed(lora, reading, attack, EXPERT_PAIRS))
-        answer.sheets.append(comparison_sheet(f"{attack} AUC by placement, {reading.name}", rest))
-    for place, attack in itertools.product(("best", "last"), ("loss", "ref")):
-        compared = family(_sparse_less_dense(found, attack, best if place == "best" else last))
-        claim = f"A sparse model memorizes more than a dense one of equal active parameters, {place} epoch ({attack})"
-        answer.verdicts.append(verdict(claim, compared, f"Difference of the {attack} AUC on the same records"))
-        answer.sheets.append(comparison_sheet(f"{attack} AUC, sparse less dense, {place} epoch", compared))
+        answer.verdicts.append(verdict(claim, family(compared), f"Difference of the {attack} AUC", missing))
+        rest, _ = _placed(lora, reading, attack, EXPERT_PAIRS)
+        answer.sheets.append(comparison_sheet(f"{attack} AUC by placement, {reading.name}", family(rest)))
+    active = [active_parameters(model) for model in (found.setting.dense, found.setting.sparse)]
+    alike = "of equal active parameters" if max(active) < ALIKE * min(active) else "of other active parameters"
+    for (name, place), attack in itertools.product(places(lora, controlled=True), ("loss", "ref")):
+        apart = family(_sparse_less_dense(found, attack, place))
+        claim = f"A sparse model memorizes more than a dense one {alike}, {name} ({attack})"
+        answer.verdicts.append(verdict(claim, apart, f"Difference of the {attack} AUC on the same records"))
+        answer.sheets.append(comparison_sheet(f"{attack} AUC, sparse less dense, {name}", apart))
     answer.notes.append(
-        "The two models have perplexities of their own, so there is no equal perplexity to compare them at: each is "
-        "read at its own best epoch and at the last."
+        f"Active parameters: dense {active[0]:,}, sparse {active[1]:,}. The two models have perplexities of their own, "
+        "so there is no equal perplexity to compare them at."
     )
     return answer
 
@@ -219,17 +237,17 @@ EXPERT_PAIRS = (
 )
 
 
-def _sparse_less_dense(found: Findings, attack: str, place: Place) -> list[tuple[str, list[Estimate]]]:
+def _sparse_less_dense(found: Findings, attack: str, place: Place) -> list[Contrast]:
     """The methods that both models have; feed-forward layers stand against experts."""
     same = {"experts": "projection"}
     dense = {_key(one): one for one in pick(found.variants, model=found.setting.dense)}
-    named = []
+    compared = []
     for one in pick(found.variants, model=found.setting.sparse):
         method, at = _key(one)
         other = dense.get((method, same.get(at, at)))
         if other:
-            named.append((f"{method} {at}".strip(), differences(one, other, attack, place)))
-    return named
+            compared.append(replace(contrast(one, other, attack, place), name=f"{method} {at}".strip()))
+    return compared
 
 
 def _key(one: Variant) -> tuple[str, str]:
@@ -245,55 +263,60 @@ def data(found: Findings) -> Answer:
         rows.append((tables.title(one.method), Entry(f"{spec.tune_on:,}"), Entry(str(spec.repeat)), *cells))
     header = ("method", "tuned on", "times", "LOSS, best", "Ref, best", "LOSS, last", "Ref, last")
     note = (
-        "Each record once per epoch but for the members, which occur `times` times; the same epochs for all. Each size "
-        "is a split of its own, with other members; repetitions share theirs."
+        "The same members and non-members throughout. Each record once per epoch but for the members, which occur "
+        "`times` times; the same number of epochs for all."
     )
     answer = Answer([], [Sheet("AUC by the amount of data", header, tuple(rows), (note,))])
-    for attack in ("loss", "ref"):
-        for claim, axis, sign in (
-            ("Memorization of a record falls with more records beside it", "tune_on", -1.0),
-            ("Memorization of a record grows with its repetitions", "repeat", 1.0),
-        ):
-            slopes = [
-                (m, _per_doubling(pick(found.variants, method=m), axis, attack, sign))
-                for m in names(found.variants, "method")
-            ]
-            compared = family(slopes)
-            answer.verdicts.append(
-                verdict(f"{claim} ({attack}, last epoch)", compared, f"Change of the {attack} AUC per doubling")
-            )
-            answer.sheets.append(comparison_sheet(f"{claim}: {attack} AUC per doubling", compared))
+    for attack, (claim, axis, sign) in itertools.product(("loss", "ref"), AXES):
+        grown = [
+            _per_doubling(pick(found.variants, method=m), axis, attack, sign) for m in names(found.variants, "method")
+        ]
+        compared = family([one for one in grown if one])
+        about = f"Change of the {attack} AUC from the least to the most"
+        answer.verdicts.append(verdict(f"{claim} ({attack}, last epoch)", compared, about))
+        answer.sheets.append(comparison_sheet(f"{claim} ({attack})", compared))
     return answer
 
 
-def _per_doubling(found: Sequence[Variant], axis: str, attack: str, sign: float) -> list[Estimate]:
-    """Slope of the last epoch's AUC on log2 of `tune_on` or `repeat`, the other one held at its commonest value."""
+AXES = (
+    ("Memorization of a record falls with more records beside it", "tune_on", -1.0),
+    ("Memorization of a record grows with its repetitions", "repeat", 1.0),
+)
+
+
+def _per_doubling(found: Sequence[Variant], axis: str, attack: str, sign: float) -> Contrast | None:
+    """Change of the last epoch's AUC along log2 of `tune_on` or `repeat`, the other one at its commonest value."""
     other = "repeat" if axis == "tune_on" else "tune_on"
     held = Counter(getattr(one.cells[0].spec.data, other) for one in found).most_common(1)[0][0]
     along = [one for one in found if getattr(one.cells[0].spec.data, other) == held]
-    x = [float(getattr(one.cells[0].spec.data, axis)) for one in along]
-    return [sign * slope for slope in claims.slope(along, x, attack, last)]
+    x = [math.log2(getattr(one.cells[0].spec.data, axis)) for one in along]
+    span = max(x) - min(x)
+    if not span:
+        return None
+    return Contrast(found[0].method, [sign * span * s for s in claims.slope(along, x, attack, last)])
 
 
 def alignment(found: Findings) -> Answer:
     """AUC of the same checkpoints read rightly and off by the number of virtual tokens."""
     rows: list[tuple[Entry | str, ...]] = []
-    lost: dict[str, list[tuple[str, list[Estimate]]]] = {attack: [] for attack in ATTACKS}
+    lost: dict[str, list[Contrast]] = {attack: [] for attack in ATTACKS}
     for one in found.variants:
         wrong = [_misread(found, cell) for cell in one.cells]
         where = f"{one.data}, {one.cells[0].spec.data.members} members"
         for attack in ATTACKS:
             right = [path[-1].auc[attack] for path in one.paths]
             read = [auc_of(cell, stats, attack, strata(cell)) for cell, stats in zip(one.cells, wrong, strict=True)]
-            lost[attack].append((f"{where}: {one.method}", [a - b for a, b in zip(right, read, strict=True)]))
             shown = entry(auc_over_seeds(right)), entry(auc_over_seeds(read))
+            if auc_over_seeds(right).low > 0.5 + SMALLEST:  # else there is nothing to lose
+                differences = [a - b for a, b in zip(right, read, strict=True)]
+                lost[attack].append(Contrast(f"{where}: {one.method}", differences))
             rows.append((where, tables.title(one.method), tables.title(attack), *shown))
     header = ("data", "method", "attack", "read rightly", "misread")
     note = "Last epoch. Misread: output t - 1 for token t, although P virtual tokens come first."
     answer = Answer([], [Sheet("The same checkpoints read twice", header, tuple(rows), (note,), group=3)])
     for attack in ATTACKS:
         compared = family(lost[attack])
-        claim = f"Misreading virtual tokens hides memorization ({attack})"
+        claim = f"Misreading virtual tokens hides memorization where there is some ({attack})"
         answer.verdicts.append(verdict(claim, compared, f"{attack} AUC lost by misreading"))
         answer.sheets.append(comparison_sheet(f"{attack} AUC lost by misreading", compared))
     return answer

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
-from imprint.measures.estimate import Estimate, mean
+from imprint.measures.estimate import Estimate, auc_over_seeds, mean
 from imprint.measures.frontier import best
+from imprint.report import words
 from imprint.report.sheet import Sheet
-from imprint.studies.evidence import Place, Variant, after, differences, last, matched_differences, pick
+from imprint.studies.evidence import Place, Variant, after, contrast, last, matched_contrast, pick
 from imprint.studies.judgement import (
+    LEVEL,
     NOT_SUPPORTED,
     SUPPORTED,
     UNDECIDED,
     Comparison,
+    Contrast,
     Verdict,
     comparison_sheet,
     family,
@@ -29,28 +32,52 @@ from imprint.studies.setting import PARAMETER_BASED, PROMPT_BASED, STRUCTURED
 LOW = 0.55
 """An AUC below this counts as low: the default leakage budget."""
 FLAT = 0.02
-"""A change of the AUC below this, per doubling of the parameters, counts as none."""
-Compare = Callable[[Variant, Variant, str], list[Estimate] | None]
+"""A change of the AUC below this, from the smallest model to the largest, counts as none."""
+CEILING = 0.98
+"""Above this AUC there is no room to grow."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A way to compare two runs, and what it is called."""
+    """A way to compare two runs, and what it is called; `epoch` where it needs runs of so many epochs."""
 
     name: str
-    compare: Compare
+    compare: Callable[[Variant, Variant, str], Contrast | None]
+    epoch: int = 0
 
 
-MATCHED = Reading("at equal validation perplexity", matched_differences)
+MATCHED = Reading("at equal validation perplexity", matched_contrast)
+FIFTH = TABLE_EPOCH + 1
 
 
-def at(name: str, place: Place) -> Reading:
-    return Reading(name, lambda a, b, attack: differences(a, b, attack, place))
+def at(name: str, place: Place, epoch: int = 0) -> Reading:
+    return Reading(name, lambda a, b, attack: contrast(a, b, attack, place), epoch)
 
 
 BEST, LAST = at("at the epoch of best validation perplexity", best), at("at the last epoch", last)
-PUBLISHED = at(f"after {TABLE_EPOCH + 1} epochs, as published", after(TABLE_EPOCH + 1))
-READINGS = (MATCHED, BEST, PUBLISHED, LAST)
+PUBLISHED = at(f"after {FIFTH} epochs, as published", after(FIFTH), FIFTH)
+PLACES: tuple[tuple[str, Place, int], ...] = (
+    (BEST.name, best, 0),
+    (PUBLISHED.name, after(FIFTH), FIFTH),
+    (LAST.name, last, 0),
+)
+
+
+def readings(found: Sequence[Variant], controlled: bool) -> list[Reading]:
+    """Those that the protocol has, and that the runs are long enough for."""
+    wanted = (MATCHED, BEST, PUBLISHED, LAST) if controlled else (PUBLISHED, LAST)
+    return [one for one in wanted if one.epoch <= shortest(found)]
+
+
+def places(found: Sequence[Variant], controlled: bool) -> list[tuple[str, Place]]:
+    """The same for a run by itself."""
+    wanted = PLACES if controlled else PLACES[1:]
+    return [(name, place) for name, place, epoch in wanted if epoch <= shortest(found)]
+
+
+def shortest(found: Iterable[Variant]) -> int:
+    """Epochs that every run has."""
+    return min(len(path) - 1 for one in found for path in one.paths)
 
 
 @dataclass(frozen=True)
@@ -71,107 +98,136 @@ def names(found: Sequence[Variant], attribute: str) -> list[str]:
 def observation1(found: Sequence[Variant], controlled: bool, attacks: Sequence[str] = ("loss", "ref")) -> Answer:
     """Parameter-based tuning memorizes more than prompt-based tuning."""
     claim = "Parameter-based tuning memorizes more than prompt-based tuning"
-    verdicts, sheets = [], []
-    for reading, attack in itertools.product(READINGS if controlled else (PUBLISHED, LAST), attacks):
-        means, pairs = [], []
+    answer = Answer([], [])
+    for reading, attack in itertools.product(readings(found, controlled), attacks):
+        means, pairs, missing = [], [], []
         for data in names(found, "data"):
-            of_data = [
-                (a, b, effect)
-                for a, b in _pairs(pick(found, data=data))
-                if (effect := reading.compare(a, b, attack)) is not None
-            ]
-            pairs += [(f"{data}: {a.method} - {b.method}", effect) for a, b, effect in of_data]
+            of_data = []
+            for a, b in _pairs(pick(found, data=data)):
+                name = f"{data}: {a.method} - {b.method}"
+                compared = reading.compare(a, b, attack)
+                if compared is None:
+                    missing.append(name)
+                else:
+                    of_data.append(replace(compared, name=f"{name}{compared.name and f' ({compared.name})'}"))
+            pairs += of_data
             if of_data:
-                means.append((data, _averaged([effect for _, _, effect in of_data])))
+                means.append(_averaged(data, of_data))
         about = f"Mean difference of the {attack} AUC, parameter-based less prompt-based, {reading.name}"
-        verdicts.append(verdict(f"{claim}, {reading.name} ({attack})", family(means), about))
-        sheets.append(comparison_sheet(f"{attack} AUC {reading.name}, pair by pair", family(pairs)))
-    return Answer(verdicts, sheets)
+        answer.verdicts.append(verdict(f"{claim}, {reading.name} ({attack})", family(means), about, missing))
+        answer.sheets.append(comparison_sheet(f"{attack} AUC {reading.name}, pair by pair", family(pairs)))
+    return answer
 
 
 def _pairs(found: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
     return [(a, b) for a in found for b in found if a.method in PARAMETER_BASED and b.method in PROMPT_BASED]
 
 
-def _averaged(effects: Sequence[Sequence[Estimate]]) -> list[Estimate]:
+def _averaged(name: str, compared: Sequence[Contrast]) -> Contrast:
     """The mean over comparisons, a seed each."""
+    bounds = [one.least for one in compared if one.least is not None]
+    least = _means(bounds) if len(bounds) == len(compared) else None
+    return Contrast(name, _means([one.estimates for one in compared]), least)
+
+
+def _means(effects: Sequence[Sequence[Estimate]]) -> list[Estimate]:
     return [mean(of_seed) for of_seed in zip(*effects, strict=True)]
 
 
 def observation2(found: Sequence[Variant], controlled: bool, attacks: Sequence[str] = ("loss", "ref")) -> Answer:
     """Memorization of parameter-based tuning grows with the epochs; that of prompt-based tuning stays low."""
-    verdicts, sheets = [], []
+    answer = Answer([], [])
     for attack in attacks:
-        grown = [
-            (f"{one.data}: {one.method}", [path[-1].auc[attack] - path[1].auc[attack] for path in one.paths])
-            for one in found
-            if one.method in PARAMETER_BASED
-        ]
-        grows = verdict(
-            "with parameter-based tuning it grows",
-            family(grown),
-            f"{attack} AUC of the last epoch less that of the first",
+        grown = family(
+            [
+                Contrast(f"{one.data}: {one.method}", [p[-1].auc[attack] - p[1].auc[attack] for p in one.paths])
+                for one in found
+                if one.method in PARAMETER_BASED
+            ]
         )
-        low = [_stays_low(one, attack) for one in found if one.method in PROMPT_BASED]
-        words = [word for word, _ in low]
-        stays = Verdict(
-            f"with prompt-based tuning it stays below an AUC of {LOW}",
-            overall(words),
-            "; ".join(text for _, text in low) + ".",
-        )
-        claim = (
-            f"Memorization grows with the epochs for parameter-based tuning and stays low for prompt-based ({attack})"
-        )
-        verdicts.append(joint(claim, [grows, stays]))
-        sheets.append(comparison_sheet(f"{attack} AUC: last epoch less first", family(grown)))
+        about = f"{attack} AUC of the last epoch less that of the first"
+        grows = verdict("with parameter-based tuning it grows", grown, about)
+        stays = _stays_low([one for one in found if one.method in PROMPT_BASED], attack)
+        claim = f"Memorization grows with the epochs for parameter-based tuning, stays low for prompt-based ({attack})"
+        answer.verdicts.append(joint(claim, [grows, stays]))
+        answer.sheets.append(comparison_sheet(f"{attack} AUC: last epoch less first", grown))
         if controlled:
             rest = [
-                (f"{one.data}: {one.method}", [path[-1].auc[attack] - best(path).auc[attack] for path in one.paths])
+                Contrast(f"{one.data}: {one.method}", [p[-1].auc[attack] - best(p).auc[attack] for p in one.paths])
                 for one in found
             ]
             note = "What training on after the best epoch adds: it buys no utility."
-            sheets.append(
-                comparison_sheet(f"{attack} AUC: last epoch less that of best perplexity", family(rest), [note])
-            )
-    return Answer(verdicts, sheets)
+            title = f"{attack} AUC: last epoch less that of best perplexity"
+            answer.sheets.append(comparison_sheet(title, family(rest), [note]))
+    return answer
 
 
-def _stays_low(one: Variant, attack: str) -> tuple[str, str]:
-    """The epoch of highest AUC against `LOW`."""
-    epochs = range(1, min(len(path) for path in one.paths))
-    highest = max((one.auc(attack, after(epoch)) for epoch in epochs), key=lambda effect: effect.value)
-    shown = f"{one.data}, {one.method}: at most {highest:.3f}"
-    if highest.high < LOW:
-        return SUPPORTED, shown
-    return (NOT_SUPPORTED if highest.low > LOW else UNDECIDED), shown
+def _stays_low(found: Sequence[Variant], attack: str) -> Verdict:
+    """Low: the interval of every epoch lies below `LOW`. Refuted: one lies above it, corrected for all of them.
+
+    That all of several hypotheses hold needs no correction (intersection-union); that one of them fails does.
+    """
+    epochs = {id(one): range(1, min(len(path) for path in one.paths)) for one in found}
+    tests = sum(len(of_one) for of_one in epochs.values())
+    said, parts = [], []
+    for one in found:
+        effects = [auc_over_seeds(one.aucs(attack, after(epoch))) for epoch in epochs[id(one)]]
+        strict = [auc_over_seeds(one.aucs(attack, after(epoch)), 1 - LEVEL / tests).low for epoch in epochs[id(one)]]
+        top = max(effects, key=lambda effect: effect.high)
+        low, high = top.high < LOW, max(strict) > LOW
+        said.append(SUPPORTED if low else NOT_SUPPORTED if high else UNDECIDED)
+        parts.append(f"{one.data}: {one.method} {words.interval(top)}")
+    claim = f"with prompt-based tuning it stays below an AUC of {words.share(LOW)}"
+    shown = "; ".join(parts) or "no such method was run"
+    return Verdict(claim, overall(said or [UNDECIDED]), f"{attack} AUC of the epoch with the highest bound: {shown}.")
 
 
 def observation3(found: Sequence[Variant], controlled: bool, attacks: Sequence[str] = ("loss", "ref")) -> Answer:
     """Memorization grows with the size of the model for parameter-based tuning, hardly for prompt-based tuning."""
-    verdicts, sheets = [], []
-    readings = (("at the epoch of best validation perplexity", best), ("at the last epoch", last))
-    for (name, place), attack in itertools.product(readings, attacks):
-        slopes = [
-            (f"{data}: {method}", slope(chosen, [one.parameters for one in chosen], attack, place))
-            for data in names(found, "data")
-            for method in names(found, "method")
-            if len(chosen := pick(found, data=data, method=method)) > 1
+    answer = Answer([], [])
+    sizes = {model: min(o.parameters for o in found if o.model == model) for model in names(found, "model")}
+    for (name, place), attack in itertools.product(places(found, controlled), attacks):
+        slopes: dict[str, list[Contrast]] = {"parameter": [], "prompt": []}
+        full, span = [], 1.0
+        for data, method in itertools.product(names(found, "data"), names(found, "method")):
+            chosen = pick(found, data=data, method=method)
+            x = [math.log2(sizes[one.model]) for one in chosen]
+            if len(set(x)) < 2:
+                continue
+            span = max(x) - min(x)
+            one = Contrast(f"{data}: {method}", [span * s for s in slope(chosen, x, attack, place)])
+            smallest = chosen[x.index(min(x))]
+            if auc_over_seeds(smallest.aucs(attack, place)).value > CEILING:
+                full.append(one.name)
+            else:
+                slopes["prompt" if method in PROMPT_BASED else "parameter"].append(one)
+        compared = {kind: family(of_kind) for kind, of_kind in slopes.items()}
+        about = f"Change of the {attack} AUC over {span:.1f} doublings of the parameters"
+        parts = [
+            verdict("it grows for parameter-based tuning", compared["parameter"], about),
+            _flat(compared["prompt"]),
+            verdict("it grows more for parameter-based tuning", family(_apart(slopes)), "Difference of these changes"),
         ]
-        compared = family(slopes)
-        parameter = [one for one in compared if one.name.split(": ")[1] in (*PARAMETER_BASED, "full")]
-        grows = verdict("it grows for parameter-based tuning", parameter, f"Change of the {attack} AUC per doubling")
-        flat = _flat([one for one in compared if one not in parameter])
         claim = (
             f"Memorization grows with model size for parameter-based tuning, hardly for prompt-based, {name} ({attack})"
         )
-        verdicts.append(joint(claim, [grows, flat]))
-        sheets.append(comparison_sheet(f"{attack} AUC per doubling of the parameters, {name}", compared))
-    return Answer(verdicts, sheets)
+        answer.verdicts.append(joint(claim, parts))
+        everything = family([*slopes["parameter"], *slopes["prompt"]])
+        note = [f"No room to grow, and left out: {', '.join(full)}."] if full else []
+        answer.sheets.append(comparison_sheet(f"Change of the {attack} AUC with size, {name}", everything, note))
+    return answer
 
 
-def slope(found: Sequence[Variant], sizes: Sequence[float], attack: str, place: Place) -> list[Estimate]:
-    """Least-squares slope of the AUC on log2 of the sizes, a seed each: linear in the AUCs."""
-    x = [math.log2(size) for size in sizes]
+def _apart(slopes: dict[str, list[Contrast]]) -> list[Contrast]:
+    """Mean of the parameter-based less mean of the prompt-based methods."""
+    if not slopes["parameter"] or not slopes["prompt"]:
+        return []
+    a, b = (_means([one.estimates for one in slopes[kind]]) for kind in ("parameter", "prompt"))
+    return [Contrast("parameter-based - prompt-based", [x - y for x, y in zip(a, b, strict=True)])]
+
+
+def slope(found: Sequence[Variant], x: Sequence[float], attack: str, place: Place) -> list[Estimate]:
+    """Least-squares slope of the AUC on x, a seed each: linear in the AUCs."""
     centre = math.fsum(x) / len(x)
     scale = math.fsum((value - centre) ** 2 for value in x)
     per_seed = zip(*(one.aucs(attack, place) for one in found), strict=True)
@@ -183,42 +239,47 @@ def _sum(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def _flat(compared: Sequence[Comparison]) -> Verdict:
-    """Equivalence: the interval lies within ± `FLAT`; refuted where it lies outside."""
-    words = []
+    """Equivalence: every interval lies within ± `FLAT`; refuted where a change is significant and larger."""
+    said = []
     for one in compared:
         inside = one.effect.low > -FLAT and one.effect.high < FLAT
-        outside = one.effect.low > FLAT or one.effect.high < -FLAT
-        words.append(SUPPORTED if inside else NOT_SUPPORTED if outside else UNDECIDED)
-    shown = "; ".join(str(one) for one in compared)
-    return Verdict(f"it changes by less than {FLAT} per doubling for prompt-based tuning", overall(words), f"{shown}.")
+        outside = one.p < LEVEL and abs(one.effect.value) > FLAT
+        said.append(SUPPORTED if inside else NOT_SUPPORTED if outside else UNDECIDED)
+    shown = "; ".join(str(one) for one in compared) or "nothing could be compared"
+    claim = f"it changes by less than {words.share(FLAT)} for prompt-based tuning"
+    return Verdict(claim, overall(said or [UNDECIDED]), f"Change from the smallest model to the largest: {shown}.")
 
 
 def observation4(found: Sequence[Variant], controlled: bool, attacks: Sequence[str] = ("loss", "ref")) -> Answer:
     """Prompt-based tuning memorizes more on structured data than on other tasks.
 
-    The difference to the untouched base on the same records, so that a shift between members and non-members, which
-    the base sees too, does not count.
+    Controlled: the difference to the untouched base on the same records, so that a shift between members and
+    non-members, which the base sees too, does not count. As published: the AUC as it is.
     """
     data = names(found, "data")
     structured, others = [d for d in data if d in STRUCTURED], [d for d in data if d not in STRUCTURED]
-    verdicts, sheets = [], []
-    for (name, place), attack in itertools.product((("at the last epoch", last), ("at the best epoch", best)), attacks):
+    answer = Answer([], [])
+    what = "What tuning adds to the" if controlled else "The"
+    for (name, place), attack in itertools.product(places(found, controlled), attacks):
 
-        def gained(of: str, attack: str = attack, place: Place = place) -> list[Estimate]:
-            effects = [
-                [place(path).auc[attack] - path[0].auc[attack] for path in one.paths]
-                for one in pick(found, data=of)
-                if one.method in PROMPT_BASED
+        def gained(one: Variant, attack: str = attack, place: Place = place) -> list[Estimate]:
+            if controlled:
+                return [place(path).auc[attack] - path[0].auc[attack] for path in one.paths]
+            return one.aucs(attack, place)
+
+        contrasts = []
+        for s, o in itertools.product(structured, others):
+            pairs = [
+                Contrast(method, [x - y for x, y in zip(gained(a), gained(b), strict=True)])
+                for method in PROMPT_BASED
+                for a in pick(found, data=s, method=method)
+                for b in pick(found, data=o, method=method)
             ]
-            return _averaged(effects)
-
-        compared = [
-            (f"{s} - {o}", [a - b for a, b in zip(gained(s), gained(o), strict=True)])
-            for s in structured
-            for o in others
-        ]
+            if pairs:
+                contrasts.append(_averaged(f"{s} - {o} ({', '.join(one.name for one in pairs)})", pairs))
         claim = f"Prompt-based tuning memorizes more on structured data, {name} ({attack})"
-        about = f"What tuning adds to the {attack} AUC, mean of the prompt-based methods, structured less other data"
-        verdicts.append(verdict(claim, family(compared), about))
-        sheets.append(comparison_sheet(f"What tuning adds to the {attack} AUC, {name}", family(compared)))
-    return Answer(verdicts, sheets)
+        about = f"{what} {attack} AUC, mean of the prompt-based methods, structured less other data"
+        compared = family(contrasts)
+        answer.verdicts.append(verdict(claim, compared, about))
+        answer.sheets.append(comparison_sheet(f"{what} {attack} AUC, {name}", compared))
+    return answer

@@ -11,6 +11,7 @@ from imprint.measures.estimate import Effect, Estimate, auc_over_seeds, over_see
 from imprint.measures.frontier import Checkpoint, Stop, at_perplexity, best
 from imprint.paths import path_of
 from imprint.rows import Cell, Grid
+from imprint.studies.judgement import Contrast
 from imprint.studies.search import variant
 
 Place = Callable[[Sequence[Checkpoint]], Checkpoint]
@@ -90,10 +91,10 @@ def variant_of(cells: Sequence[Cell], attacks: tuple[str, ...]) -> Variant:
     return Variant(spec.model.name, spec.data.source.name, spec.method.name, spec.method.options, tuple(cells), attacks)
 
 
-def differences(a: Variant, b: Variant, attack: str, place: Place) -> list[Estimate]:
-    """AUC of a less that of b, a seed each, both at that place of their own paths."""
+def contrast(a: Variant, b: Variant, attack: str, place: Place) -> Contrast:
+    """AUC of a less that of b, both at that place of their own paths."""
     pairs = zip(a.paths, b.paths, strict=True)
-    return [place(one).auc[attack] - place(other).auc[attack] for one, other in pairs]
+    return Contrast("", [place(one).auc[attack] - place(other).auc[attack] for one, other in pairs])
 
 
 def matched(found: Sequence[Variant], attack: str) -> list[list[Stop]] | None:
@@ -111,10 +112,18 @@ def matched(found: Sequence[Variant], attack: str) -> list[list[Stop]] | None:
     return rows
 
 
-def matched_differences(a: Variant, b: Variant, attack: str) -> list[Estimate] | None:
-    """AUC of a less that of b at equal validation perplexity, a seed each."""
+def matched_contrast(a: Variant, b: Variant, attack: str) -> Contrast | None:
+    """AUC of a less that of b at equal validation perplexity; its name says in which epochs they are read."""
     rows = matched([a, b], attack)
-    return None if rows is None else [one.auc - other.auc for one, other in rows]
+    if rows is None:
+        return None
+    least = [
+        min((x - y for x in (one.before, one.after) for y in (other.before, other.after)), key=lambda e: e.value)
+        for one, other in rows
+    ]
+    epochs = ["/".join(str(epoch) for epoch in sorted({row[n].epoch for row in rows})) for n in (0, 1)]
+    where = f"read in epochs {epochs[0]} and {epochs[1]}"
+    return Contrast(where, [one.auc - other.auc for one, other in rows], least)
 
 
 def pick(found: Iterable[Variant], **wanted: Any) -> list[Variant]:

@@ -42,7 +42,7 @@ class Inside:
 def mechanism(found: Findings) -> Answer:
     """Identity, drift by layer, and whether members are moved otherwise than non-members, for every method."""
     inside = [_look_inside(found, one) for one in found.variants]
-    verdicts = [_moved(one) for one in inside]
+    verdicts = [_moved(one) for one in inside if one.variant.method != "head"]  # whose hidden states are the base's
     sheets = [_drift_sheet(inside), _loss_sheet(inside)]
     for one in inside:
         if one.identity is not None:
@@ -100,7 +100,7 @@ def _mean_L(*sides: Floats) -> Floats:
 def _moved(one: Inside) -> Verdict:
     """Whether, and at which layers, members are displaced otherwise than non-members.
 
-    Where the base itself tells them apart, nobody can say what tuning did.
+    Where the base itself tells them apart, nobody can say what tuning did; and no significance is no proof of none.
     """
     adjusted = holm(one.drift.moved.p_S.tolist())
     seen = [layer for layer, p in enumerate(adjusted) if p < LEVEL]
@@ -108,8 +108,8 @@ def _moved(one: Inside) -> Verdict:
     where = f"at residual streams {words.listed([str(n) for n in seen])}" if seen else "at no layer"
     title = tables.title(one.variant.method)
     return Verdict(
-        f"{title} moves members otherwise than non-members",
-        UNDECIDED if min(control) < LEVEL else SUPPORTED if seen else NOT_SUPPORTED,
+        f"{title} moves the hidden states of members otherwise than those of non-members",
+        SUPPORTED if seen and min(control) >= LEVEL else UNDECIDED,
         f"Displacements differ {where} (of {len(adjusted)}; Holm-corrected permutation tests, smallest p "
         f"{pvalue(min(adjusted))}); control, the untouched base: smallest p {pvalue(min(control))}. Losses of members "
         f"fall by {one.losses.members.fall:.3f} nats, of non-members by {one.losses.nonmembers.fall:.3f}.",

@@ -11,12 +11,15 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from imprint.errors import ImprintError, UsageError, unknown
 from imprint.gates.judge import Gate
+from imprint.measures.frontier import best
 from imprint.progress import Progress
 from imprint.recipe import Plan, plan, read_recipe
 from imprint.report.sheet import Entry, Sheet, to_csv, to_latex, to_markdown
@@ -31,7 +34,7 @@ from imprint.studies.answers import Findings
 from imprint.studies.catalogue import STUDIES, Study
 from imprint.studies.checkpoints import Checkpoints
 from imprint.studies.claims import Answer
-from imprint.studies.evidence import variant_of, variants
+from imprint.studies.evidence import Variant, variant_of, variants
 from imprint.studies.paper import SOURCE
 from imprint.studies.parts import Part, documents
 from imprint.studies.search import Trial, document, search, trials
@@ -46,6 +49,7 @@ class Outcome:
         gates: (whose, gate) of every base; `withheld` says why no verdict is to be believed, or "".
         trials: the learning rates that were tried.
         page: the HTML file.
+        failed: whether a run could not finish.
     """
 
     name: str
@@ -55,6 +59,18 @@ class Outcome:
     answer: Answer
     trials: list[Trial]
     page: Path
+    failed: bool
+
+
+OWN = {
+    "model": "give --model",
+    "data": "give --data",
+    "data.source": "give --data",
+    "data.seed": "all its seeds share one split",
+    "method": "its methods are what it compares",
+    "seed": "give --seeds",
+}
+"""Keys of a recipe that belong to the study."""
 
 
 def study_named(name: str) -> Study:
@@ -85,31 +101,36 @@ def run_study(
         ImprintError: no run finished.
     """
     study, root = study_named(name), Path(out)
+    folder = name if setting.controlled else f"{name}-{setting.protocol}"
     runtime, progress = runtime or Runtime(), progress or Progress()
     parts = [_overridden(part, overrides) for part in study.parts(setting)]
     wanted = _resolved([part.recipe for part in parts], runtime)
     check_methods(wanted, runtime)
-    tried = _search(parts, root / "search" / name, root, runtime, progress)
+    tried = _search(parts, root / "search" / folder, root, runtime, progress)
     recipes = [_seeded(recipe, setting.seeds) for recipe in documents(parts, searched=False)]
     recipes += [document(t.cell.spec, [t.rate], range(setting.seeds)) for t in tried if t.chosen]
     recipes = [{**recipe, "attacks": list(ATTACKS)} for recipe in recipes]
-    run(recipes, root / name, (), runtime, progress, root)
-    grid = load_grid(root / name)
+    run(recipes, root / folder, (), runtime, progress, root)
+    grid = load_grid(root / folder)
     others = [one.cell for one in tried if not one.chosen and one.cell.outcome["status"] == "done"]
     searched = tuple(variant_of([cell], ATTACKS) for cell in others)
     kept = Checkpoints(_resolved(recipes, runtime), runtime)
     found = Findings(setting, grid, tuple(variants(grid)), searched, kept, progress)
     if not found.variants:
-        raise ImprintError(f"{root / name}: no seed has finished for every method, so there is nothing to compare")
+        raise ImprintError(f"{root / folder}: no seed has finished for every method, so there is nothing to compare")
     answer = study.answer(found)
     answer.sheets.append(tables.what_was_run(found.variants))
     if tried:
         answer.sheets.append(_search_sheet(tried))
-    answer.notes.extend(_notes(study, setting, grid))
+    answer.notes.extend(_notes(study, setting, grid, found.variants))
     return _write(name, study, setting, grid, answer, tried)
 
 
 def _overridden(part: Part, overrides: tuple[str, ...]) -> Part:
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in OWN or key.split(".")[0] in ("seed", "budget", "attacks"):
+            raise UsageError(f"--set {override}: a study sets this itself; {OWN.get(key, 'it cannot be changed')}")
     recipe = read_recipe(part.recipe, overrides)
     assert isinstance(recipe, dict)
     return replace(part, recipe=recipe)
@@ -184,10 +205,13 @@ def _search_sheet(tried: list[Trial]) -> Sheet:
     return Sheet("Search for learning rates", header, rows, (note,), group=4)
 
 
-def _notes(study: Study, setting: Setting, grid: Grid) -> list[str]:
+def _notes(study: Study, setting: Setting, grid: Grid, found: Sequence[Variant]) -> list[str]:
     notes = [f"Protocol: {setting.protocol}. Scale: {setting.name}. Training seeds: {setting.seeds}, on one split."]
     if study.block:
         notes.append(f"The paper's figures: {SOURCE[study.block]}; shown where model and data are the paper's.")
+    paths = [path for one in found for path in one.paths]
+    if ended := sum(best(path).epoch == len(path) - 1 for path in paths):
+        notes.append(f"In {ended} of {len(paths)} runs the best epoch is the last one: they were still learning.")
     lost = [f"{cell.label} ({cell.outcome['status']})" for cell in grid.cells if cell.outcome["status"] != "done"]
     if lost:
         notes.append(
@@ -200,12 +224,18 @@ def _write(name: str, study: Study, setting: Setting, grid: Grid, answer: Answer
     bases = validity(grid)
     gates = [(one.place, gate) for one in bases for gate in one.gates]
     shut = all_withheld(bases)
+    if shut:
+        answer.verdicts[:] = [replace(one, word="withheld") for one in answer.verdicts]
+        answer.sheets[:] = [
+            replace(sheet, notes=(f"Not valid as it stands. {shut}", *sheet.notes)) for sheet in answer.sheets
+        ]
+    shutil.rmtree(grid.path / "tables", ignore_errors=True)  # of an earlier version of the study
     for number, sheet in enumerate(answer.sheets, 1):
         stem = grid.path / "tables" / f"{number:02}-{re.sub(r'[^a-z0-9]+', '-', sheet.title.lower()).strip('-')[:60]}"
         for ending, text in ((".md", to_markdown(sheet)), (".tex", to_latex(sheet)), (".csv", to_csv(sheet))):
             write_text(stem.with_suffix(ending), text)
     write_json(grid.path / "study.json", _document(name, study, setting, gates, shut, answer))
-    verdicts = [(v.claim, "withheld" if shut else v.word, v.sentence) for v in answer.verdicts]
+    verdicts = [(one.claim, one.word, one.sentence) for one in answer.verdicts]
     page = write_study_page(
         grid.path / "study.html",
         study.title,
@@ -216,7 +246,8 @@ def _write(name: str, study: Study, setting: Setting, grid: Grid, answer: Answer
         answer.charts,
         answer.notes,
     )
-    return Outcome(name, study, gates, shut, answer, tried, page)
+    failed = any(cell.outcome["status"] in ("failed", "unfinished") for cell in grid.cells)
+    return Outcome(name, study, gates, shut, answer, tried, page, failed)
 
 
 def _document(

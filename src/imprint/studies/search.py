@@ -74,6 +74,8 @@ def trials(cells: Iterable[Cell]) -> list[Trial]:
     for of_one in by_variant.values():
         of_one.sort(key=lambda trial: trial.rate)
         best = min(of_one, key=lambda trial: (trial.perplexity, trial.rate))
+        if not math.isfinite(best.perplexity):
+            continue  # no rate has worked: its runs are named among those that have not finished
         edge = len(of_one) > 1 and best in (of_one[0], of_one[-1])
         marked += [
             Trial(t.variant, t.cell, t.rate, t.perplexity, t.epoch, t is best, t is best and edge) for t in of_one
@@ -82,7 +84,7 @@ def trials(cells: Iterable[Cell]) -> list[Trial]:
 
 
 def _best(cell: Cell) -> tuple[float, int]:
-    if not cell.epochs:
+    if cell.outcome["status"] != "done":
         return math.inf, 0
     rows = cell.rows("validation")
     return min((perplexity(cell.stats(epoch).select(rows)).value, epoch) for epoch in range(1, cell.epochs + 1))

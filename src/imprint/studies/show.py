@@ -34,7 +34,7 @@ def show(outcome: Outcome, style: str, console: Console) -> None:
         say(f"Verdicts withheld. {outcome.withheld}", "bold")
     console.print()
     for verdict in outcome.answer.verdicts:
-        say(f"{verdict.claim}: {'withheld' if outcome.withheld else verdict.word}", "bold")
+        say(f"{verdict.claim}: {verdict.word}", "bold")
         say(verdict.sentence)
         console.print()
     for sheet in outcome.answer.sheets:

@@ -12,7 +12,7 @@ from imprint.report import words
 from imprint.report.figures import Series, line_chart
 from imprint.report.sheet import Entry, Sheet
 from imprint.studies import paper
-from imprint.studies.claims import names
+from imprint.studies.claims import FIFTH, names, shortest
 from imprint.studies.evidence import Place, Variant, after, last, matched, pick
 from imprint.studies.judgement import entry
 
@@ -29,11 +29,15 @@ TITLES = {
     "min_k": "Min-K%",
 }
 """What the paper calls them."""
-PLACES: tuple[tuple[str, Place], ...] = (
-    (f"after {paper.TABLE_EPOCH + 1} epochs", after(paper.TABLE_EPOCH + 1)),
-    ("at the epoch of best validation perplexity", best),
-    ("at the last epoch", last),
-)
+PUBLISHED: Place = after(FIFTH)
+
+
+def _places(found: Sequence[Variant]) -> list[tuple[str, Place]]:
+    """As published where the runs are long enough, at the best epoch, and at the last."""
+    published = [(f"after {FIFTH} epochs", PUBLISHED)] if shortest(found) >= FIFTH else []
+    return [*published, ("at the epoch of best validation perplexity", best), ("at the last epoch", last)]
+
+
 Row = tuple[Entry | str, ...]
 
 
@@ -44,11 +48,11 @@ def title(name: str) -> str:
 def table2(found: Sequence[Variant], attacks: Sequence[str]) -> Iterator[Sheet]:
     """AUC of every attack and validation perplexity, data by methods, at each place a reader may ask for."""
     methods = names(found, "method")
-    for where, place in PLACES:
+    for where, place in _places(found):
         rows: list[Row] = []
         for data in names(found, "data"):
             of_data = {one.method: one for one in pick(found, data=data)}
-            beside = place is PLACES[0][1] and _comparable(found, data, "table2")
+            beside = place is PUBLISHED and _comparable(found, data, "table2")
             for attack in attacks:
                 cells = []
                 for method in methods:
@@ -78,7 +82,14 @@ def at_equal_perplexity(found: Sequence[Variant], attacks: Sequence[str]) -> She
         else:
             weakest = max(of_data, key=lambda one: one.log_perplexity(best).value)
             level = words.perplexity(math.exp(weakest.log_perplexity(best).value))
-            notes.append(f"{data}: at validation perplexity {level}, the best of {title(weakest.method)}.")
+            inside = sorted(
+                {title(one.method) for row in stops or () for one, s in zip(of_data, row, strict=True) if s.epoch == 1}
+            )
+            notes.append(
+                f"{data}: at the best perplexity of the weakest method of each seed, {level} on average "
+                f"({title(weakest.method)}). Read within the first epoch, where a straight line is coarse: "
+                f"{words.listed(inside) if inside else 'none'}."
+            )
     header = ("data", "attack", *map(title, methods))
     return Sheet("AUC at equal validation perplexity", header, tuple(rows), tuple(notes), group=2)
 
@@ -87,7 +98,7 @@ def table3(found: Sequence[Variant], attacks: Sequence[str] = ("loss",)) -> Iter
     """AUC by model and method, smallest model first."""
     methods = names(found, "method")
     models = sorted(names(found, "model"), key=lambda model: pick(found, model=model)[0].parameters)
-    for (where, place), attack in ((p, a) for p in PLACES for a in attacks):
+    for (where, place), attack in ((p, a) for p in _places(found) for a in attacks):
         rows: list[Row] = []
         for model in models:
             of_model = {one.method: one for one in pick(found, model=model)}
@@ -95,7 +106,7 @@ def table3(found: Sequence[Variant], attacks: Sequence[str] = ("loss",)) -> Iter
             cells = []
             for method in methods:
                 beside = (
-                    place is PLACES[0][1] and attack == "loss" and _comparable(list(of_model.values()), None, "table3")
+                    place is PUBLISHED and attack == "loss" and _comparable(list(of_model.values()), None, "table3")
                 )
                 theirs = paper.table3(model, method) if beside else None
                 cells.append(entry(of_model[method].auc(attack, place), theirs) if method in of_model else Entry(""))
@@ -106,12 +117,12 @@ def table3(found: Sequence[Variant], attacks: Sequence[str] = ("loss",)) -> Iter
 
 def table4(found: Sequence[Variant], attacks: Sequence[str]) -> Iterator[Sheet]:
     """AUC by data and LoRA placement; ranks and trainable parameters stand beside."""
-    for where, place in PLACES:
+    for where, place in _places(found):
         rows: list[Row] = []
         for one in found:
             if one.method != "lora":
                 continue
-            beside = place is PLACES[0][1] and _comparable([one], one.data, "table4")
+            beside = place is PUBLISHED and _comparable([one], one.data, "table4")
             at, rank = str(one.options["placement"]), one.options["rank"]
             cells = [
                 entry(one.auc(attack, place), paper.table4(one.data, at, attack) if beside else None)
@@ -253,6 +264,17 @@ def frontier(found: Sequence[Variant], attack: str) -> Sheet:
     return Sheet(f"Frontier of perplexity and {title(attack)} AUC", header, tuple(rows), (note,), group=2)
 
 
+def _series_name(one: Variant, others: Sequence[Variant]) -> str:
+    """The method, with its options and its model where others have the same."""
+    same = [other for other in others if other.method == one.method]
+    parts = [title(one.method)]
+    if len({options_text(other.options) for other in same}) > 1:
+        parts.append(options_text(one.options))
+    if len({other.model for other in same}) > 1:
+        parts.append(one.model)
+    return ", ".join(parts)
+
+
 def frontier_charts(found: Sequence[Variant], attack: str) -> list[tuple[str, list[str]]]:
     """Every checkpoint of every method as (validation perplexity, AUC): what leakage each level of utility costs."""
     from imprint.report.figures import frontier_chart
@@ -261,7 +283,7 @@ def frontier_charts(found: Sequence[Variant], attack: str) -> list[tuple[str, li
     for data in names(found, "data"):
         series = [
             Series(
-                title(one.method),
+                _series_name(one, pick(found, data=data)),
                 [math.exp(one.log_perplexity(after(epoch)).value) for epoch in range(len(one.paths[0]))],
                 [one.auc(attack, after(epoch)).value for epoch in range(len(one.paths[0]))],
                 [],

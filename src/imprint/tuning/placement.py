@@ -127,6 +127,13 @@ def weights_per_rank(model: nn.Module, placement: str) -> int:
     return sum(math.prod(shape[:-2]) * (shape[-2] + shape[-1]) for shape in shapes)
 
 
+def expert_weights(model: nn.Module) -> int:
+    """Weights of the matrices among which routers choose."""
+    found = _matrices(model)[_EXPERTS]
+    paths = (*(f"{module}.weight" for module in found.modules), *found.parameters)
+    return sum(model.get_parameter(path).numel() for path in paths)
+
+
 def distinct_names(model: nn.Module) -> list[str]:
     """A name for each kind of attention and feed-forward matrix, as `placement` takes it: attention first.
 
