@@ -96,31 +96,31 @@ def names(found: Sequence[Variant], attribute: str) -> list[str]:
 
 
 def observation1(found: Sequence[Variant], controlled: bool, attacks: Sequence[str] = ("loss", "ref")) -> Answer:
-    """Parameter-based tuning memorizes more than prompt-based tuning."""
+    """Parameter-based tuning memorizes more than prompt-based tuning.
+
+    A claim about a class of methods is one about each of them: every parameter-based method is compared with the mean of
+    the prompt-based ones, on every data set.
+    """
     claim = "Parameter-based tuning memorizes more than prompt-based tuning"
     answer = Answer([], [])
     for reading, attack in itertools.product(readings(found, controlled), attacks):
         means, pairs, missing = [], [], []
-        for data in names(found, "data"):
-            of_data = []
-            for a, b in _pairs(pick(found, data=data)):
-                name = f"{data}: {a.method} - {b.method}"
+        for a in [one for one in found if one.method in PARAMETER_BASED]:
+            of_one = []
+            for b in [one for one in pick(found, data=a.data, model=a.model) if one.method in PROMPT_BASED]:
+                name = f"{a.data}: {a.method} - {b.method}"
                 compared = reading.compare(a, b, attack)
                 if compared is None:
                     missing.append(name)
                 else:
-                    of_data.append(replace(compared, name=f"{name}{compared.name and f' ({compared.name})'}"))
-            pairs += of_data
-            if of_data:
-                means.append(_averaged(data, of_data))
-        about = f"Mean difference of the {attack} AUC, parameter-based less prompt-based, {reading.name}"
+                    of_one.append(replace(compared, name=f"{name}{compared.name and f' ({compared.name})'}"))
+            pairs += of_one
+            if of_one:
+                means.append(_averaged(f"{a.data}: {a.method}", of_one))
+        about = f"{attack} AUC less the mean of the prompt-based methods, {reading.name}"
         answer.verdicts.append(verdict(f"{claim}, {reading.name} ({attack})", family(means), about, missing))
         answer.sheets.append(comparison_sheet(f"{attack} AUC {reading.name}, pair by pair", family(pairs)))
     return answer
-
-
-def _pairs(found: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
-    return [(a, b) for a in found for b in found if a.method in PARAMETER_BASED and b.method in PROMPT_BASED]
 
 
 def _averaged(name: str, compared: Sequence[Contrast]) -> Contrast:
