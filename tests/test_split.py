@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from imprint.data import Pool, make_split, resolve_sizes
 from imprint.data.dedup import far_from_earlier, first_of_each, word_ids
+from imprint.data.split import Usable
 from imprint.errors import DataError
 from imprint.spec import DataSpec
 from imprint.types import Example, Split
@@ -224,6 +225,124 @@ def test_too_few_records_say_which_option_to_lower() -> None:
             0,
             lambda e: None if next(first_four) < 4 else "one token only",
         )
+
+
+# ---- more records to tune on ----
+
+
+def grown(pool: Pool, seed: int, sizes: tuple[int, int, int], extra: int, usable: Usable = lambda e: None) -> Split:
+    members, nonmembers, validation = sizes
+    asked = spec(members=members, nonmembers=nonmembers, validation=validation, tune_on=members + extra)
+    return make_split(pool, asked, seed, usable)
+
+
+def scored(split: Split) -> list[tuple[Example, ...]]:
+    return [split.members, split.nonmembers, split.validation]
+
+
+def tunable(pool: Pool, plain: Split, bad: frozenset[str] = frozenset()) -> set[str]:
+    """Ids that may be tuned on beside the members of a split, by the rules as they are written."""
+    taken = {e.id for side in scored(plain) for e in side}
+    apart = {group_of(e) for e in (*plain.nonmembers, *plain.validation)}
+    return {e.id for e in pool.parts["all"] if e.id not in taken | bad and group_of(e) not in apart}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    owners=st.lists(st.integers(0, 30), min_size=1, max_size=60),
+    sizes=st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4)),
+    extras=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+    bad=st.frozensets(st.integers(0, 59), max_size=12),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_what_is_scored_never_depends_on_tune_on_and_the_extra_ones_are_nested(
+    owners: list[int], sizes: tuple[int, int, int], extras: tuple[int, int], bad: frozenset[int], seed: int
+) -> None:
+    found = (Example(f"r{k}", "", sentence(k), f"g{o}" if o > 9 else None) for k, o in enumerate(owners))
+    pool, unusable = Pool("p", {"all": tuple(found)}), frozenset(f"r{k}" for k in bad)
+
+    def take(extra: int) -> Split | str:
+        try:
+            return grown(pool, seed, sizes, extra, lambda e: "short" if e.id in unusable else None)
+        except DataError as error:
+            return str(error)
+
+    plain = take(0)
+    if isinstance(plain, str):  # the members, non-members or validation records are too few, whatever is tuned on
+        assert take(extras[0]) == plain
+        return
+    allowed = tunable(pool, plain, unusable)
+    most = take(len(allowed))
+    assert isinstance(most, Split)
+    assert {e.id for e in most.extra} == allowed
+    for extra in extras:
+        split = take(extra)
+        if extra > len(allowed):
+            asked, have = sizes[0] + extra, sizes[0] + len(allowed)
+            assert split == (
+                f"p: {asked} records to tune on asked for; {len(owners)} of {len(owners)} records are left after "
+                f"filtering, and {have} usable ones fall to that side; lower `tune_on` or bring more data."
+            )
+            continue
+        assert isinstance(split, Split)
+        assert scored(split) == scored(plain)
+        assert split.extra == most.extra[:extra]
+        assert split.dropped.get("short", 0) <= len([e for e in pool.parts["all"] if e.id in unusable])
+
+
+def test_the_same_members_with_up_to_eight_times_as_many_records_beside_them() -> None:
+    pool = Pool("p", {"all": records(800, groups=700)})
+    small, *larger = (grown(pool, 3, (50, 50, 40), 50 * factor - 50) for factor in (1, 2, 4, 8))
+    assert small.extra == ()
+    for split, next_split in itertools.pairwise((small, *larger)):
+        assert scored(next_split) == scored(small)
+        assert next_split.extra[: len(split.extra)] == split.extra
+    assert [len(split.extra) for split in larger] == [50, 150, 350]
+
+
+def test_extra_records_come_from_all_that_is_left() -> None:
+    """Kin of members and strangers alike, at the rates at which they are left."""
+    pool = Pool("p", {"all": records(600, groups=200)})
+    share, expected = [], []
+    for seed in range(20):
+        split = grown(pool, seed, (60, 20, 20), 100)
+        kin = {group_of(e) for e in split.members}
+        left = tunable(pool, split)
+        share.append(np.mean([group_of(e) in kin for e in split.extra]))
+        expected.append(np.mean([group_of(e) in kin for e in pool.parts["all"] if e.id in left]))
+    assert 0.1 < np.mean(expected) < 0.9
+    assert abs(np.mean(share) - np.mean(expected)) < 0.05  # 2,000 draws: a deviation of about .01
+
+
+def test_extra_records_are_tried_last() -> None:
+    """A filter that lets only the first of several equal texts pass must not see an extra one before a scored one."""
+    pool = Pool("p", {"all": records(60)})
+    seen: list[list[str]] = []
+
+    def first_of_three() -> Usable:
+        owner: dict[int, str] = {}
+        calls: list[str] = []
+        seen.append(calls)
+
+        def usable(e: Example) -> str | None:
+            calls.append(e.id)
+            return None if owner.setdefault(int(e.id[1:]) // 3, e.id) == e.id else "equal"
+
+        return usable
+
+    splits = [grown(pool, 1, (4, 4, 3), extra, first_of_three()) for extra in (0, 3, 9)]
+    for split, calls in zip(splits, seen, strict=True):
+        assert scored(split) == scored(splits[0])
+        assert calls[: len(seen[0])] == seen[0]
+        assert len(set(calls)) == len(calls)
+        assert split.dropped.get("equal", 0) == len(calls) - 11 - len(split.extra)
+    assert splits[1].extra == splits[2].extra[:3]
+    assert splits[2].dropped["equal"] > 0
+
+
+def test_extra_records_of_today() -> None:
+    split = grown(Pool("p", {"all": records(24, groups=12)}), 0, (3, 2, 2), 6)
+    assert [[e.id for e in side] for side in (*scored(split), split.extra)] == PINNED
 
 
 # ---- sizes ----

@@ -2,14 +2,14 @@
 
 Duplicates go first, since a text on both sides makes a leak look like none; then either all records are divided by
 the seed, whole groups at a time, or the source's own parts are taken. The result depends on the pool's content, the
-numbers asked for and the seed alone.
+numbers asked for and the seed alone; who is scored does not depend on `tune_on`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ SIDES = {"members": "train", "nonmembers": "test", "validation": "validation"}
 DEFAULTS = {"members": 1000, "nonmembers": 1000, "validation": 500}
 
 Usable = Callable[[Example], str | None]
+T = TypeVar("T")
 
 
 class _Record(NamedTuple):
@@ -60,10 +61,13 @@ def resolve_sizes(spec: DataSpec, pool: Pool) -> DataSpec:
 def make_split(pool: Pool, spec: DataSpec, seed: int, usable: Usable = lambda e: None) -> Split:
     """Divide a pool.
 
-    With `split: official` a number equal to the size of a part means: all of it that is left after filtering.
+    Members, non-members and validation are the same whatever `tune_on` is; a larger `tune_on` adds to the extra
+    records of a smaller one. With `split: official` a number equal to the size of a part means: all of it that is left
+    after filtering.
 
     Args:
         usable: why a record cannot be scored ("one token only"), or None; such records are passed over and counted.
+            Asked once of a record: of members, then of non-members, of validation and of extra records.
 
     Raises:
         DataError: there are fewer records than asked for, the source lacks an official part, or the sizes contradict
@@ -74,21 +78,20 @@ def make_split(pool: Pool, spec: DataSpec, seed: int, usable: Usable = lambda e:
     names = SIDES.values() if spec.split == "official" else pool.part_names
     records = _without_duplicates([(e, name) for name in names for e in pool.parts[name]], spec, dropped)
     rng = np.random.Generator(np.random.PCG64(seed))
-    want = {"members": spec.tune_on or 0, "nonmembers": spec.nonmembers or 0, "validation": spec.validation or 0}
+    want = {side: getattr(spec, side) for side in SIDES}
     if spec.split == "official":
-        sides = {side: [r.example for r in records if r.part == part] for side, part in SIDES.items()}
+        sides = {side: [r for r in records if r.part == part] for side, part in SIDES.items()}
     else:
         sides = _assign(records, want, rng)
-    drawn = {side: _draw(sides[side], want[side], rng, usable, dropped) for side in SIDES}
-    for option in (*SIDES, "tune_on"):
-        _check_size(pool, spec, option, len(drawn[option if option in SIDES else "members"]), len(records))
-    members = spec.members or 0
-    tuned = drawn["members"]
+    queues = {side: iter(_shuffled(sides[side], rng)) for side in SIDES}
+    drawn = {side: _draw(queues[side], want[side], usable, dropped) for side in SIDES}
+    beside = queues["members"] if spec.split == "official" else _left_to_tune_on(queues, drawn, rng)
+    extra = _draw(beside, (spec.tune_on or 0) - want["members"], usable, dropped)
+    have = {side: len(drawn[side]) for side in SIDES} | {"tune_on": len(drawn["members"]) + len(extra)}
+    for option, size in have.items():
+        _check_size(pool, spec, option, size, len(records))
     return Split(
-        members=tuple(tuned[:members]),
-        extra=tuple(tuned[members:]),
-        nonmembers=tuple(drawn["nonmembers"]),
-        validation=tuple(drawn["validation"]),
+        **{side: tuple(r.example for r in found) for side, found in (drawn | {"extra": extra}).items()},
         dropped={reason: dropped[reason] for reason in sorted(dropped) if dropped[reason]},
     )
 
@@ -123,42 +126,49 @@ def _one_part_a_group(records: list[_Record], keep: list[bool], dropped: Counter
     return own
 
 
-def _assign(records: list[_Record], want: dict[str, int], rng: np.random.Generator) -> dict[str, list[Example]]:
+def _assign(records: list[_Record], want: dict[str, int], rng: np.random.Generator) -> dict[str, list[_Record]]:
     """Whole groups, in the seed's order, each to the side that lacks most of its share of the pool.
 
     Shares are in proportion to the sizes asked for. Where every group is one record no side ends a whole record
     short of its share, hence none below its size if the pool is large enough.
     """
-    groups: dict[int, list[Example]] = {}
+    groups: dict[int, list[_Record]] = {}
     for record in records:
-        groups.setdefault(record.group, []).append(record.example)
-    bundles = list(groups.values())
+        groups.setdefault(record.group, []).append(record)
     total = sum(want.values())
     lacking = {side: len(records) * size for side, size in want.items()}  # in units of 1/total of a record
-    sides: dict[str, list[Example]] = {side: [] for side in want}
-    for n in _order(len(bundles), rng):
+    sides: dict[str, list[_Record]] = {side: [] for side in want}
+    for bundle in _shuffled(list(groups.values()), rng):
         side = max(lacking, key=lacking.__getitem__)
-        lacking[side] -= total * len(bundles[n])
-        sides[side] += bundles[n]
+        lacking[side] -= total * len(bundle)
+        sides[side] += bundle
     return sides
 
 
-def _order(n: int, rng: np.random.Generator) -> list[int]:
-    """A random order from plain uniform draws, whose sequence numpy does not change, unlike its shuffles'."""
-    order: list[int] = np.argsort(rng.random(n), kind="stable").tolist()
-    return order
+def _left_to_tune_on(
+    queues: dict[str, Iterator[_Record]], drawn: dict[str, list[_Record]], rng: np.random.Generator
+) -> Iterator[_Record]:
+    """What no side of a random split has drawn, in the seed's order, less the groups of what is never tuned on.
+
+    Members and extra records are one side, so a group may hold both. All that may be tuned on is here: single records
+    are never wasted, a group of which a non-member was drawn is.
+    """
+    apart = {r.group for side in ("nonmembers", "validation") for r in drawn[side]}
+    return iter(_shuffled([r for side in SIDES for r in queues[side] if r.group not in apart], rng))
 
 
-def _draw(
-    records: list[Example], size: int, rng: np.random.Generator, usable: Usable, dropped: Counter[str]
-) -> list[Example]:
-    drawn: list[Example] = []
-    for n in _order(len(records), rng):
-        if len(drawn) == size:
-            break
-        reason = usable(records[n])
+def _shuffled(items: list[T], rng: np.random.Generator) -> list[T]:
+    """In a random order from plain uniform draws, whose sequence numpy does not change, unlike its shuffles'."""
+    return [items[n] for n in np.argsort(rng.random(len(items)), kind="stable")]
+
+
+def _draw(queue: Iterator[_Record], size: int, usable: Usable, dropped: Counter[str]) -> list[_Record]:
+    """Take usable records off the front; what is passed over is gone too, so that it is counted once."""
+    drawn: list[_Record] = []
+    while len(drawn) < size and (record := next(queue, None)):
+        reason = usable(record.example)
         if reason is None:
-            drawn.append(records[n])
+            drawn.append(record)
         else:
             dropped[reason] += 1
     return drawn

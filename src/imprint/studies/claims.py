@@ -98,8 +98,8 @@ def names(found: Sequence[Variant], attribute: str) -> list[str]:
 def observation1(found: Sequence[Variant], controlled: bool, attacks: Sequence[str] = ("loss", "ref")) -> Answer:
     """Parameter-based tuning memorizes more than prompt-based tuning.
 
-    A claim about a class of methods is one about each of them: every parameter-based method is compared with the mean of
-    the prompt-based ones, on every data set.
+    A claim about a class of methods is one about each of them: every parameter-based method is compared with the mean
+    of the prompt-based ones, on every data set.
     """
     claim = "Parameter-based tuning memorizes more than prompt-based tuning"
     answer = Answer([], [])
