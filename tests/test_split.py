@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -314,35 +315,39 @@ def test_extra_records_come_from_all_that_is_left() -> None:
     assert abs(np.mean(share) - np.mean(expected)) < 0.05  # 2,000 draws: a deviation of about .01
 
 
+def first_of_equals(key: Callable[[str], object], calls: list[str]) -> Usable:
+    """A filter with a memory, as of texts that cutting made equal: only the first of those with one key passes."""
+    owner: dict[object, str] = {}
+
+    def usable(e: Example) -> str | None:
+        calls.append(e.id)
+        return None if owner.setdefault(key(e.id), e.id) == e.id else "equal"
+
+    return usable
+
+
 def test_extra_records_are_tried_last() -> None:
-    """A filter that lets only the first of several equal texts pass must not see an extra one before a scored one."""
     pool = Pool("p", {"all": records(60)})
-    seen: list[list[str]] = []
-
-    def first_of_three() -> Usable:
-        owner: dict[int, str] = {}
-        calls: list[str] = []
-        seen.append(calls)
-
-        def usable(e: Example) -> str | None:
-            calls.append(e.id)
-            return None if owner.setdefault(int(e.id[1:]) // 3, e.id) == e.id else "equal"
-
-        return usable
-
-    splits = [grown(pool, 1, (4, 4, 3), extra, first_of_three()) for extra in (0, 3, 9)]
+    seen: list[list[str]] = [[], [], []]
+    splits = [
+        grown(pool, 1, (4, 4, 3), extra, first_of_equals(lambda name: int(name[1:]) // 3, calls))
+        for extra, calls in zip((0, 3, 9), seen, strict=True)
+    ]
     for split, calls in zip(splits, seen, strict=True):
         assert scored(split) == scored(splits[0])
         assert calls[: len(seen[0])] == seen[0]
         assert len(set(calls)) == len(calls)
         assert split.dropped.get("equal", 0) == len(calls) - 11 - len(split.extra)
     assert splits[1].extra == splits[2].extra[:3]
-    assert splits[2].dropped["equal"] > 0
+    assert splits[2].dropped["equal"] > splits[0].dropped.get("equal", 0)
 
 
 def test_extra_records_of_today() -> None:
-    split = grown(Pool("p", {"all": records(24, groups=12)}), 0, (3, 2, 2), 6)
-    assert [[e.id for e in side] for side in (*scored(split), split.extra)] == PINNED
+    split = grown(Pool("p", {"all": records(24, groups=12)}), 2, (3, 2, 2), 6)
+    assert [[e.id for e in side] for side in (*scored(split), split.extra)] == [
+        *(["r22", "r5", "r10"], ["r14", "r2"], ["r6", "r21"]),
+        ["r1", "r20", "r11", "r16", "r15", "r8"],
+    ]
 
 
 # ---- sizes ----
@@ -412,6 +417,23 @@ def test_official_parts_keep_apart_what_is_tuned_on() -> None:
     assert (len(fewer.members), len(fewer.extra)) == (5, 0)
     assert {e.id for e in fewer.nonmembers} == {e.id for e in split.nonmembers}
     assert [e.id for e in fewer.members] != [e.id for e in split.members]
+
+
+def test_official_sides_do_not_depend_on_tune_on() -> None:
+    """Nor through a filter with a memory, for which a3 of train, b3 of test and c3 of validation are equal."""
+    pool = official_pool()
+    fewer, more, most = (
+        make_split(
+            pool,
+            spec(split="official", members=5, tune_on=tune_on, nonmembers=4, validation=1),
+            0,
+            first_of_equals(lambda name: name[1:], []),
+        )
+        for tune_on in (5, 12, 25)
+    )
+    assert scored(fewer) == scored(more) == scored(most)
+    assert (len(most.extra), fewer.extra, more.extra) == (20, (), most.extra[:7])
+    assert {e.id for e in most.tuned} < {e.id for e in pool.parts["train"]}
 
 
 def test_official_split_needs_official_parts_and_enough() -> None:

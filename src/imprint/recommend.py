@@ -1,24 +1,35 @@
 """Which checkpoint to ship: the best validation perplexity whose upper leakage bound keeps a budget.
 
 Every method, option and epoch of a finished grid is a candidate; a candidate is judged over all training seeds of its
-grid. The bound is of the attack that the budget names or, where it names none, of the strongest one at that checkpoint.
+grid. Bounds are of the attack that the budget names or, where it names none, of every attack: all have to keep it.
+
+The chance that anything over the budget passes for within it is at most `ERROR` / 2 for a whole place, as for a single
+two-sided 95% interval. Variants (a method with its options) share it equally (Bonferroni). The epochs of a variant need
+no further share: they are tried in the order of training and the first that fails ends its list (a fixed sequence,
+Maurer et al. 1995). Runs leak more with every epoch, so little is lost; what is lost is every later epoch of a variant
+that leaks over the budget early and less later. That several limits and attacks must all hold asks for no correction.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
 
 from imprint.errors import ImprintError, InvalidAudit, UsageError, unknown
 from imprint.gates.judge import withheld
 from imprint.measures.estimate import Effect, auc_over_seeds, over_seeds
 from imprint.measures.frontier import Checkpoint
 from imprint.paths import path_of
-from imprint.report.readings import LIMITS
 from imprint.rows import FALSE_POSITIVE_RATES, Cell, Grid
 from imprint.spec import Budget, canonical_json, validated
 from imprint.validity import gates_of
+
+ERROR = 0.05
+"""One less the level of the two-sided intervals of all variants together."""
+LIMITS = tuple(name for name in Budget.model_fields if name != "attack")
 
 
 @dataclass(frozen=True)
@@ -27,14 +38,16 @@ class Candidate:
 
     Attributes:
         label: method and options.
+        seeds: of training; `checkpoints` has one for each.
         epoch: of the checkpoint.
         log_perplexity: nats per token, validation records.
-        attack: the one held to the budget.
-        auc: its AUC.
-        excess: by how much the upper bound furthest over its limit exceeds it; negative where all keep theirs.
+        attack: of those held to the budget, the one whose upper bound is furthest over its limit, or least below it.
+        auc: its AUC, at the level of the advice.
+        excess: by how much that bound exceeds its limit; negative where all keep theirs.
     """
 
     label: str
+    seeds: tuple[int, ...]
     epoch: int
     checkpoints: tuple[Checkpoint, ...] = field(compare=False, repr=False)
     log_perplexity: Effect
@@ -49,23 +62,32 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to ship of one model and data set.
+    """What to ship of one model on one set of records.
 
     Attributes:
+        place: model and data, with whatever sets them apart from others of the same names.
+        variants: how many were judged.
         chosen: best perplexity within the budget; None where nothing qualifies.
         runner_up: the next best of another variant within the budget.
-        difference: log perplexity of the runner-up less that of the chosen, paired on the same records.
+        difference: log perplexity of the runner-up less that of the chosen, paired on the same records; None where
+            seeds or records differ.
         unlimited: best perplexity of all, budget or not: what the budget costs is seen against it.
-        closest: where nothing qualifies, the one that misses by least.
+        closest: the first epoch that exceeds the budget by least: what came closest where nothing qualifies.
     """
 
     place: str
     budget: Budget
+    variants: int
     chosen: Candidate | None
     runner_up: Candidate | None
     difference: Effect | None
     unlimited: Candidate
     closest: Candidate
+
+    @property
+    def level(self) -> float:
+        """Confidence level of the two-sided intervals whose upper bounds are held to the budget."""
+        return 1 - ERROR / self.variants
 
 
 def recommend(grid: Grid, budget: Budget | None = None) -> list[Advice]:
@@ -82,13 +104,38 @@ def recommend(grid: Grid, budget: Budget | None = None) -> list[Advice]:
     if budget is None and not grid.budget:
         raise UsageError("recommend needs a budget, as in --budget auc=0.55: the recipe gives none")
     limits = budget or Budget.model_validate(grid.budget)
-    by_place: dict[str, list[Cell]] = {}
-    for cell in grid.cells:
-        if cell.outcome["status"] == "done":
-            by_place.setdefault(f"{cell.spec.model.name} on {cell.spec.data.source.name}", []).append(cell)
-    if not by_place:
+    done = [cell for cell in grid.cells if cell.outcome["status"] == "done"]
+    if not done:
         raise ImprintError(f"no cell of {grid.path} has finished: there is nothing to recommend")
-    return [_advice(place, cells, grid, limits) for place, cells in by_place.items()]
+    return [_advice(place, cells, grid, limits) for place, cells in _places(done).items()]
+
+
+def _places(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Cells by what they are measured on, the draw of the split apart: perplexities of a place are of like records."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(canonical_json(_measured_on(cell)), []).append(cell)
+    firsts = [group[0] for group in groups.values()]
+    return {_name(group[0], firsts): group for group in groups.values()}
+
+
+def _measured_on(cell: Cell) -> dict[str, Any]:
+    """Model and data by the keys of a recipe, without names and seeds."""
+    identity = cell.spec.identity()
+    keys = ((part, key) for part in ("model", "data") for key in identity[part])
+    return {f"{part}.{key}": identity[part][key] for part, key in keys if key != "seed"}
+
+
+def _name(cell: Cell, others: Iterable[Cell]) -> str:
+    title, mine = _title(cell), _measured_on(cell)
+    peers = [_measured_on(other) for other in others if _title(other) == title]
+    differ = [key for key in mine if any(other.get(key) != mine[key] for other in peers)]
+    shown = [f"{key}={str(mine[key])[:8] if key.endswith('fingerprint') else mine[key]}" for key in differ]
+    return f"{title} ({', '.join(shown)})" if shown else title
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.spec.model.name} on {cell.spec.data.source.name}"
 
 
 def parse_budget(given: Sequence[str], attacks: Sequence[str]) -> Budget | None:
@@ -123,13 +170,25 @@ def _advice(place: str, cells: list[Cell], grid: Grid, budget: Budget) -> Advice
         identity.pop("seed")
         identity["data"].pop("seed")
         groups.setdefault(canonical_json(identity), []).append(cell)
-    candidates = [one for group in groups.values() for one in _candidates(group, grid, budget)]
-    unlimited = min(candidates, key=_by_perplexity)
-    kept = sorted((one for one in candidates if one.excess < 0), key=_by_perplexity)
+    level = 1 - ERROR / len(groups)
+    variants = [_candidates(group, grid, budget, level) for group in groups.values()]
+    kept = sorted((one for path in variants for one in takewhile(_keeps, path)), key=_by_perplexity)
     chosen = kept[0] if kept else None
     runner_up = next((one for one in kept if chosen and one.label != chosen.label), None)
-    difference = _difference(runner_up, chosen) if chosen and runner_up else None
-    return Advice(place, budget, chosen, runner_up, difference, unlimited, min(candidates, key=lambda c: c.excess))
+    return Advice(
+        place,
+        budget,
+        len(groups),
+        chosen,
+        runner_up,
+        _difference(runner_up, chosen) if chosen and runner_up else None,
+        unlimited=min((one for path in variants for one in path), key=_by_perplexity),
+        closest=min((path[0] for path in variants), key=lambda one: one.excess),
+    )
+
+
+def _keeps(one: Candidate) -> bool:
+    return one.excess < 0
 
 
 def _by_perplexity(one: Candidate) -> tuple[float, int]:
@@ -137,31 +196,35 @@ def _by_perplexity(one: Candidate) -> tuple[float, int]:
 
 
 def _difference(worse: Candidate, better: Candidate) -> Effect | None:
-    """None where the two were not run with the same seeds."""
-    if len(worse.checkpoints) != len(better.checkpoints):
+    """None where the two were not run with the same seeds, or seeds of the two drew different records."""
+    if worse.seeds != better.seeds:
         return None
     pairs = zip(worse.checkpoints, better.checkpoints, strict=True)
-    return over_seeds([a.log_perplexity - b.log_perplexity for a, b in pairs])
+    both = [(a.log_perplexity, b.log_perplexity) for a, b in pairs]
+    return over_seeds([a - b for a, b in both]) if all(a.strata.keys() == b.strata.keys() for a, b in both) else None
 
 
-def _candidates(cells: list[Cell], grid: Grid, budget: Budget) -> list[Candidate]:
-    """Every tuned epoch of a variant."""
-    cells = sorted(cells, key=lambda cell: cell.spec.seed)
+def _candidates(cells: list[Cell], grid: Grid, budget: Budget, level: float) -> list[Candidate]:
+    """Every tuned epoch of a variant, in order."""
+    cells = sorted(cells, key=lambda cell: (cell.spec.seed, cell.spec.data.seed or 0))
     attacks = [budget.attack] if budget.attack else list(grid.attacks)
     paths = [path_of(cell, attacks) for cell in cells]
-    return [_candidate(cells, paths, epoch, attacks, budget) for epoch in range(1, min(map(len, paths)))]
+    return [
+        _candidate(cells, [path[epoch] for path in paths], budget, level) for epoch in range(1, min(map(len, paths)))
+    ]
 
 
-def _candidate(
-    cells: list[Cell], paths: list[list[Checkpoint]], epoch: int, attacks: Sequence[str], budget: Budget
-) -> Candidate:
-    points = tuple(path[epoch] for path in paths)
-    aucs = {attack: auc_over_seeds([point.auc[attack] for point in points]) for attack in attacks}
-    attack = max(aucs, key=lambda name: aucs[name].high)
-    over = [aucs[attack].high - budget.auc] if budget.auc is not None else []
-    over += [_highest_rate(cells, epoch, attack, metric) - limit for metric, limit in _rates(budget).items()]
+def _candidate(cells: list[Cell], points: list[Checkpoint], budget: Budget, level: float) -> Candidate:
+    epoch, attacks = points[0].epoch, list(points[0].auc)
+    aucs = {attack: auc_over_seeds([point.auc[attack] for point in points], level) for attack in attacks}
+    excess = {attack: auc.high - budget.auc if budget.auc is not None else -math.inf for attack, auc in aucs.items()}
+    for metric, limit in _rates(budget).items():
+        for attack, bound in _highest_rates(cells, epoch, attacks, metric, level).items():
+            excess[attack] = max(excess[attack], bound - limit)
+    attack = max(excess, key=lambda name: excess[name])
     log_perplexity = over_seeds([point.log_perplexity for point in points])
-    return Candidate(cells[0].label, epoch, points, log_perplexity, attack, aucs[attack], max(over))
+    seeds = tuple(cell.spec.seed for cell in cells)
+    return Candidate(cells[0].label, seeds, epoch, tuple(points), log_perplexity, attack, aucs[attack], excess[attack])
 
 
 def _rates(budget: Budget) -> dict[str, float]:
@@ -169,15 +232,18 @@ def _rates(budget: Budget) -> dict[str, float]:
     return {metric: limit for metric, limit in limits.items() if limit is not None}
 
 
-def _highest_rate(cells: list[Cell], epoch: int, attack: str, metric: str) -> float:
-    """The highest upper bound of any seed; a rate that would be refused cannot be promised and counts as 1."""
+def _highest_rates(
+    cells: list[Cell], epoch: int, attacks: Sequence[str], metric: str, level: float
+) -> dict[str, float]:
+    """Attack -> the highest upper bound of any seed; a rate that is refused cannot be promised and counts as 1."""
     from imprint.measures import tpr_at_fpr
 
-    bounds = []
+    highest = dict.fromkeys(attacks, 0.0)
     for cell in cells:
-        try:
-            sides = cell.sides(cell.scores(epoch, [attack])[attack])
-            bounds.append(tpr_at_fpr(*sides, FALSE_POSITIVE_RATES[metric]).high)
-        except InvalidAudit:
-            bounds.append(1.0)
-    return max(bounds)
+        for attack, scores in cell.scores(epoch, attacks).items():
+            try:
+                bound = tpr_at_fpr(*cell.sides(scores), FALSE_POSITIVE_RATES[metric], level).high
+            except InvalidAudit:
+                bound = 1.0
+            highest[attack] = max(highest[attack], bound)
+    return highest

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import expit, logit, stdtr, stdtrit
+from scipy.optimize import brentq
+from scipy.special import expit, logit, ndtr, ndtri, stdtr, stdtrit
 
 from imprint.errors import DataError
 from imprint.measures.auc import Codes, codes, components
@@ -141,58 +142,80 @@ class Effect(Interval):
     seeds: int
 
 
-def over_seeds(estimates: Sequence[Estimate], level: float = 0.95) -> Effect:
-    """The mean over seeds; its variance is that of sampling records plus that of drawing seeds.
+@dataclass(frozen=True)
+class _Spread:
+    """Standard errors of a mean over seeds: of drawing records, which is known, and of drawing seeds, from few."""
 
-    V = V_records + s²/S, with V_records of the averaged influences, and s² the variance between seeds on the same
-    records. Where seeds drew their records themselves s² holds sampling error already, which is subtracted.
-    Student's t with Satterthwaite's degrees of freedom: only the seeds' part is estimated from few.
+    sampling: float
+    between: float
+    freedom: int
+
+    def half_width(self, tail: float) -> float:
+        """√(z²·V_records + t²·s²/S), z and t the normal's and Student's quantiles that leave `tail` above them."""
+        drawn = float(-stdtrit(self.freedom, tail)) * self.between if self.between > 0 else 0.0
+        return math.hypot(float(-ndtri(tail)) * self.sampling, drawn)
+
+    def p(self, value: float) -> float:
+        """Twice the tail at which the half-width is |value|: each part by itself would leave less."""
+        if not self.sampling >= 0:
+            return math.nan
+        size = abs(value)
+        alone = float(ndtr(-size / self.sampling)) if self.sampling > 0 else 0.0
+        if self.between > 0:
+            alone = max(alone, float(stdtr(self.freedom, -size / self.between)))
+        if not 0 < alone < 0.5 or self.half_width(alone) <= size:  # one of the parts is all there is
+            return 2 * alone
+        return 2 * math.exp(brentq(lambda x: self.half_width(math.exp(x)) - size, math.log(alone), math.log(0.5)))
+
+
+def over_seeds(estimates: Sequence[Estimate], level: float = 0.95) -> Effect:
+    """The mean over seeds, with an interval for drawing other records and other seeds.
+
+    The half-width is √(z²·V_records + t²·s²/S), with V_records of the averaged influences, s² the variance between
+    the S seeds on the same records, and t of Student's distribution with S − 1 degrees of freedom; p is where the
+    interval ends at 0. It holds its level at any ratio of the two parts, however few the seeds (Banerjee 1960: the
+    distribution function of χ² with one degree of freedom is concave). Where seeds drew their records themselves s²
+    holds sampling error already, which is subtracted.
 
     Raises:
         DataError: no estimate.
     """
-    value, variance, spread, freedom = _moments(estimates)
-    tail = (1 - checked_level(level)) / 2
-    averaged = mean(estimates)
-    sampling = math.sqrt(averaged.variance) if averaged.variance >= 0 else math.nan
-    if variance == 0:
+    averaged, errors, spread = _moments(estimates)
+    tail, value = (1 - checked_level(level)) / 2, averaged.value
+    if errors.sampling == errors.between == 0:
         half, p = (0.0, 1.0) if value == 0 else _hoeffding(value, averaged, level)
     else:
-        error = math.sqrt(variance)
-        half, p = float(-stdtrit(freedom, tail)) * error, float(2 * stdtr(freedom, -abs(value) / error))
-    return Effect(value, value - half, value + half, p, sampling, spread, len(estimates))
+        half, p = errors.half_width(tail), errors.p(value)
+    return Effect(value, value - half, value + half, p, errors.sampling, spread, len(estimates))
 
 
 def auc_over_seeds(estimates: Sequence[Estimate], level: float = 0.95) -> Effect:
     """Like `over_seeds` for an AUC: the interval on the logit scale, `p` of its being .5."""
-    value, variance, spread, freedom = _moments(estimates)
-    averaged = mean(estimates)
-    tail = (1 - checked_level(level)) / 2
-    error = math.sqrt(averaged.variance) if averaged.variance >= 0 else math.nan
-    if not variance > 0 or value in (0.0, 1.0):
+    averaged, errors, spread = _moments(estimates)
+    tail, value = (1 - checked_level(level)) / 2, averaged.value
+    if not errors.sampling + errors.between > 0 or value in (0.0, 1.0):
         k = _pairs(averaged)
         low, high = clopper_pearson(value * k, k, level)
-        return Effect(value, low, high, 1.0 if value == 0.5 else math.nan, error, spread, len(estimates))
-    scale = math.sqrt(variance) / (value * (1 - value))
-    half = float(-stdtrit(freedom, tail)) * scale
-    p = float(2 * stdtr(freedom, -abs(float(logit(value))) / scale))
-    low, high = float(expit(logit(value) - half)), float(expit(logit(value) + half))
-    return Effect(value, low, high, p, error, spread, len(estimates))
+        return Effect(value, low, high, 1.0 if value == 0.5 else math.nan, errors.sampling, spread, len(estimates))
+    slope, centre = 1 / (value * (1 - value)), float(logit(value))
+    scaled = _Spread(slope * errors.sampling, slope * errors.between, errors.freedom)
+    half = scaled.half_width(tail)
+    low, high = float(expit(centre - half)), float(expit(centre + half))
+    return Effect(value, low, high, scaled.p(centre), errors.sampling, spread, len(estimates))
 
 
-def _moments(estimates: Sequence[Estimate]) -> tuple[float, float, float, float]:
-    """Mean, its variance, standard deviation between seeds, degrees of freedom."""
+def _moments(estimates: Sequence[Estimate]) -> tuple[Estimate, _Spread, float]:
+    """Mean, its standard errors, standard deviation between seeds."""
     if not estimates:
         raise DataError("an average over seeds needs at least one run.")
     S, averaged = len(estimates), mean(estimates)
+    sampling = math.sqrt(averaged.variance) if averaged.variance >= 0 else math.nan
     if S == 1:
-        return averaged.value, averaged.variance, math.nan, math.inf
+        return averaged, _Spread(sampling, 0.0, 0), math.nan
     between = float(np.var([one.value for one in estimates], ddof=1))
     if any(one.strata.keys() != estimates[0].strata.keys() for one in estimates):
         between = max(0.0, between - float(np.mean([one.variance for one in estimates])))
-    variance = averaged.variance + between / S
-    freedom = variance**2 / ((between / S) ** 2 / (S - 1)) if between > 0 else math.inf
-    return averaged.value, variance, math.sqrt(between), freedom
+    return averaged, _Spread(sampling, math.sqrt(between / S), S - 1), math.sqrt(between)
 
 
 def _pairs(estimate: Estimate) -> int:
@@ -209,11 +232,14 @@ def _hoeffding(value: float, estimate: Estimate, level: float) -> tuple[float, f
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's (1979) adjusted p-values: a family of tests holds its level if each is compared with it.
 
-    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
+    A NaN is a test that could not be made: it stays NaN and is not counted.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03, math.nan])]
+    [0.03, 0.06, 0.06, nan]
     """
-    adjusted, highest = [1.0] * len(p_values), 0.0
-    for rank, n in enumerate(sorted(range(len(p_values)), key=lambda n: p_values[n])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[n]))
+    made = sorted((n for n, p in enumerate(p_values) if not math.isnan(p)), key=lambda n: p_values[n])
+    adjusted, highest = [math.nan] * len(p_values), 0.0
+    for rank, n in enumerate(made):
+        highest = max(highest, min(1.0, (len(made) - rank) * p_values[n]))
         adjusted[n] = highest
     return adjusted

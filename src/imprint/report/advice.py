@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from imprint.recommend import Advice, Candidate
+from imprint.recommend import ERROR, Advice, Candidate
 from imprint.report import words
 from imprint.report.readings import LIMITS
 from imprint.report.words import share
@@ -15,8 +15,8 @@ def advice_text(advice: Advice) -> list[str]:
     limits = [
         f"{title} below {share(x)}" for key, title in LIMITS.items() if (x := getattr(advice.budget, key)) is not None
     ]
-    who = f"by {words.clean(advice.budget.attack)}" if advice.budget.attack else "by the strongest attack"
-    lines = [f"{words.clean(advice.place)}; budget: {words.listed(limits)}, {who}, upper bound of the 95% interval."]
+    who = f"by {words.clean(advice.budget.attack)}" if advice.budget.attack else "by every attack"
+    lines = [f"{words.clean(advice.place)}; budget: {words.listed(limits)}, {who}, {_bound(advice)}."]
     if advice.chosen is None:
         closest = advice.closest
         lines.append(
@@ -37,6 +37,14 @@ def advice_text(advice: Advice) -> list[str]:
             f"What the budget costs: {100 * (ratio - 1):.2g}% of perplexity, against {_named(advice.unlimited)}."
         )
     return lines
+
+
+def _bound(advice: Advice) -> str:
+    """At which level, and why it is not the usual one; AUCs are shown at the same."""
+    shown = f"upper bound of the {100 * advice.level:.5g}% interval"
+    if advice.variants == 1:
+        return shown
+    return f"{shown} ({100 * (1 - ERROR):g}% for all {advice.variants} methods and options together)"
 
 
 def _named(one: Candidate) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -78,15 +78,6 @@ class Curve:
         finite = [(self.perplexity(e).value, e) for e in self.epochs if math.isfinite(self.perplexity(e).value)]
         return min(finite)[1] if finite else None
 
-    def strongest(self, epoch: int, attacks: Iterable[str]) -> str | None:
-        """The attack of highest AUC at an epoch, the first of equals; None where there is no AUC.
-
-        On the base, attacks that compare with the base are left out where there are others.
-        """
-        measured = [attack for attack in attacks if self.get(epoch, attack).interval]
-        measured = [a for a in measured if epoch > 0 or not needs_reference(a)] or measured
-        return max(measured, key=lambda attack: self.get(epoch, attack).value, default=None)
-
 
 def curves(frame: pd.DataFrame) -> dict[str, Curve]:
     """The results table as one `Curve` per run id."""
@@ -105,11 +96,11 @@ def _bound(x: float | None) -> float:
 def within_budget(grid: Grid, frame: pd.DataFrame, cell: Cell) -> bool | None:
     """Whether the *upper* bounds at the epoch of best validation perplexity are all below the budget's limits.
 
-    Held to it is the named attack or, where none is named, the one of highest AUC at that epoch.
+    Held to each limit is the named attack or, where none is named, every attack of the grid.
 
     Returns:
         None where nobody can say: no budget; a cell that failed, is unfinished, or diverged before it was ever better
-        than the base; a bound that was refused while no other is over its limit.
+        than the base; a bound that was refused or never measured while no other is over its limit.
     """
     return keeps_budget(grid, curves(frame[frame["run_id"] == cell.run_id]).get(cell.run_id, Curve({})), cell)
 
@@ -120,12 +111,12 @@ def keeps_budget(grid: Grid, curve: Curve, cell: Cell) -> bool | None:
     status, epoch = cell.outcome["status"], curve.best
     if status in UNFINISHED or epoch is None or (epoch == 0 and status != "done"):
         return None
-    attack = (grid.budget or {}).get("attack") or curve.strongest(epoch, grid.attacks)
-    if attack is None:
-        return None
-    fixed = epoch == 0 and needs_reference(attack)  # nothing has been tuned: .5 by definition, with no uncertainty
+    named = (grid.budget or {}).get("attack")
     kept = [
-        _below(curve.get(epoch, attack, metric), limit, fixed) for metric, limit in limits.items() if limit is not None
+        _below(curve.get(epoch, attack, metric), limit, fixed=epoch == 0 and needs_reference(attack))
+        for attack in ([named] if named else grid.attacks)
+        for metric, limit in limits.items()
+        if limit is not None
     ]
     if False in kept:
         return False
@@ -133,5 +124,6 @@ def keeps_budget(grid: Grid, curve: Curve, cell: Cell) -> bool | None:
 
 
 def _below(reading: Reading, limit: float, fixed: bool) -> bool | None:
+    """`fixed`: nothing has been tuned, and an attack that compares with the base is at .5 with no uncertainty."""
     bound = math.nan if reading.interval is None else reading.interval.value if fixed else reading.interval.high
     return None if math.isnan(bound) else bound < limit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,10 +31,10 @@ def clean(text: object) -> str:
 def share(x: float) -> str:
     """A probability or an AUC to three digits, without the leading zero.
 
-    >>> share(0.7119), share(1.0), share(-0.02)
-    ('.712', '1.000', '-.020')
+    >>> share(0.7119), share(1.0), share(-0.02), share(10.5)
+    ('.712', '1.000', '-.020', '10.500')
     """
-    return f"{x:.3f}".replace("0.", ".", 1)
+    return re.sub(r"^(-?)0\.", r"\1.", f"{x:.3f}")
 
 
 def bounds(low: float, high: float) -> str:

@@ -122,10 +122,10 @@ def amount(setting: Setting) -> list[Part]:
     """More records to tune on beside the same members, and members that occur more often among them."""
     data = setting.data[0]
     members = max(1, data.get("members", 1000) // 2)
-    sizes = [members * factor for factor in (1, 2, 4, 8)]
+    sizes = [members * factor for factor in (1, 2, 4)]
     methods = ["head", "lora", "prefix"]
     grown = [{**data, "members": members, "tune_on": size} for size in sizes]
-    repeated = [{**data, "members": members, "tune_on": sizes[2], "repeat": times} for times in (2, 4, 8)]
+    repeated = [{**data, "members": members, "tune_on": sizes[1], "repeat": times} for times in (2, 4, 8)]
     return [
         replace(_part(setting, setting.model, one, methods, epochs=half(setting)), search=False)
         for one in grown + repeated
