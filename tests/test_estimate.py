@@ -70,19 +70,55 @@ def test_log_perplexity_has_the_interval_of_perplexity():
     assert math.exp(one.value + half) == pytest.approx(wanted.high)
 
 
-def test_seeds_on_the_same_records_add_their_own_variance():
-    """Known value: V = V_records + s²/S, Satterthwaite's degrees of freedom."""
-    strata = {"r": Stratum(np.array([0.01, -0.01]), np.array([0, 1]))}
-    runs = [Estimate(value, strata) for value in (0.1, 0.2, 0.3)]
-    found = over_seeds(runs)
-    records = 2 * (0.01**2 + 0.01**2)
-    assert found.value == pytest.approx(0.2)
-    assert (found.error, found.spread) == pytest.approx((math.sqrt(records), 0.1))
-    total = records + 0.01 / 3
-    from scipy.special import stdtrit
+def on_the_same_records(values, error):
+    """A run per value, on records that give their mean this standard error."""
+    strata = {"r": Stratum(np.array([error, -error]) / 2, np.array([0, 1]))}
+    assert Estimate(0.0, strata).variance == pytest.approx(error**2)
+    return [Estimate(value, strata) for value in values]
 
-    freedom = total**2 / ((0.01 / 3) ** 2 / 2)
-    assert found.high - found.value == pytest.approx(-stdtrit(freedom, 0.025) * math.sqrt(total))
+
+def test_seeds_on_the_same_records_add_their_own_variance():
+    """Known value: z² V_records + t² s²/S with S − 1 degrees of freedom."""
+    found = over_seeds(on_the_same_records((0.1, 0.2, 0.3), 0.02))
+    assert found.value == pytest.approx(0.2)
+    assert (found.error, found.spread) == pytest.approx((0.02, 0.1))
+    z, t = 1.959963984540054, 4.302652729749464  # tables: 97.5%, normal and Student's with 2 degrees of freedom
+    assert found.high - found.value == pytest.approx(math.sqrt(z**2 * 0.02**2 + t**2 * 0.1**2 / 3))
+
+
+@pytest.mark.parametrize("average", [over_seeds, auc_over_seeds])
+@pytest.mark.parametrize(("error", "shift"), [(0.02, 0.0), (0.02, 1e-9), (0.02, 0.03), (1e-6, 0.03), (0.0, 0.03)])
+def test_p_is_the_level_at_which_the_interval_ends_at_no_effect(average, error, shift):
+    null = 0.5 if average is auc_over_seeds else 0.0
+    for distance in (0.001, 0.03, 0.08):
+        runs = on_the_same_records([null + distance + step * shift for step in (-1, 0, 1)], error)
+        p = average(runs).p
+        assert average(runs, 1 - p).low == pytest.approx(null, abs=1e-8) or p < 1e-15
+    assert average(on_the_same_records([null - shift, null, null + shift], error)).p == 1
+
+
+def test_p_where_one_part_is_all_there_is():
+    """Tables: the normal's and Student's two-sided 1%."""
+    same, exact = on_the_same_records((0.2575829, 0.2575829), 0.1), on_the_same_records((0.1, 0.3), 0.0)
+    assert over_seeds(same).p == pytest.approx(0.01, rel=1e-5)
+    assert over_seeds(exact).p == pytest.approx(2 * (0.5 - math.atan(2) / math.pi))  # Cauchy, at .2 / .1
+    assert over_seeds(on_the_same_records((1e5, 1e5), 0.1)).p == 0
+    assert math.isnan(over_seeds([Estimate(0.1, {"r": Stratum(np.zeros(2), np.zeros(2, int))})] * 2).p)
+
+
+@pytest.mark.parametrize("average", [over_seeds, auc_over_seeds])
+@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0, 3.0])
+def test_few_seeds_reject_no_more_often_than_they_say(average, seeds, ratio):
+    """True null: at most the nominal rate, whatever the variance of the seeds' mean is beside that of the records."""
+    rng, rounds, error = np.random.default_rng(seeds), 2500, 0.01
+    null = 0.5 if average is auc_over_seeds else 0.0
+    p = []
+    for _ in range(rounds):
+        values = null + rng.normal(0, error) + rng.normal(0, error * math.sqrt(ratio * seeds), seeds)
+        p.append(average(on_the_same_records(values, error)).p)
+    for level in (0.05, 0.01, 0.0028):
+        assert np.mean(np.array(p) < level) <= level + 3 * math.sqrt(level / rounds)
 
 
 def test_coverage_over_records_and_seeds():
@@ -131,6 +167,7 @@ def test_holm_by_hand():
     assert holm([0.5]) == [0.5]
     assert holm([0.2, 0.01, 0.5]) == pytest.approx([0.4, 0.03, 0.5])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([math.nan, 0.02, math.nan, 0.01]) == pytest.approx([math.nan, 0.02, math.nan, 0.02], nan_ok=True)
 
 
 # ---- the frontier ----

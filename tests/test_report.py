@@ -271,7 +271,8 @@ class Stub:
         self.outcome = {"status": status}
 
 
-def judged(frame, budget, status="done", attacks=("loss", "zlib", "ref")):
+def judged(frame, budget, status="done", attacks=None):
+    attacks = attacks or [attack for attack in frame["attack"].unique() if attack]
     grid = type("Grid", (), {"budget": budget, "attacks": attacks})()
     return within_budget(grid, frame, Stub(status))
 
@@ -279,6 +280,9 @@ def judged(frame, budget, status="done", attacks=("loss", "zlib", "ref")):
 AT_BEST = {
     (1, "loss", "auc"): (0.52, 0.50, 0.54),
     (1, "zlib", "auc"): (0.56, 0.53, 0.59),
+    (1, "loss", "tpr_at_10pct_fpr"): (0.3, 0.25, 0.35),
+    (1, "zlib", "tpr_at_10pct_fpr"): (0.1, 0.05, 0.15),
+    (1, "loss", "tpr_at_1pct_fpr"): (0.02, 0.01, 0.03),
     (1, "zlib", "tpr_at_1pct_fpr"): (None, None, None),
     (2, "loss", "auc"): (0.9, 0.88, 0.92),
     (2, "zlib", "auc"): (0.8, 0.78, 0.82),
@@ -294,6 +298,9 @@ AT_BEST = {
         ({"attack": "loss", "auc": 0.54}, False),  # below, not at
         ({"attack": None, "auc": 0.58}, False),  # zlib is the strongest: .56 is below, its upper bound .59 is not
         ({"attack": None, "auc": 0.60}, True),
+        ({"attack": None, "tpr_at_10pct_fpr": 0.2}, False),  # zlib, of the highest AUC, is below; loss is not
+        ({"attack": None, "tpr_at_10pct_fpr": 0.4}, True),
+        ({"attack": None, "tpr_at_1pct_fpr": 0.05}, None),  # of loss it is below, of zlib nobody knows
         ({"attack": "zlib", "auc": 0.60, "tpr_at_1pct_fpr": 0.05}, None),  # the TPR was refused
         ({"attack": "zlib", "auc": 0.58, "tpr_at_1pct_fpr": 0.05}, False),  # over is over
     ],
@@ -308,6 +315,7 @@ def test_budget_of_a_cell_nobody_can_judge():
     assert judged(frame, budget, "failed") is None
     assert judged(frame, budget, "unfinished") is None
     assert judged(frame, budget, "diverged") is True
+    assert judged(frame, {"auc": 0.99}, attacks=("loss", "zlib", "min_k")) is None
     base_is_best = made([3.0, 4.0], {(0, "loss", "auc"): (0.5, 0.48, 0.52)})
     assert judged(base_is_best, budget, "diverged") is None
     assert judged(base_is_best, budget, "done") is True

@@ -6,8 +6,8 @@ grid. Bounds are of the attack that the budget names or, where it names none, of
 The chance that anything over the budget passes for within it is at most `ERROR` / 2 for a whole place, as for a single
 two-sided 95% interval. Variants (a method with its options) share it equally (Bonferroni). The epochs of a variant need
 no further share: they are tried in the order of training and the first that fails ends its list (a fixed sequence,
-Maurer et al. 1995). Runs leak more with every epoch, so little is lost; what is lost is every later epoch of a variant
-that leaks over the budget early and less later. That several limits and attacks must all hold asks for no correction.
+Maurer et al. 1995). As a rule a run leaks more with every epoch, so little is lost: the later epochs of a variant that
+leaks over the budget early and less later. That all limits and attacks have to hold asks for no correction either.
 """
 
 from __future__ import annotations
@@ -209,9 +209,7 @@ def _candidates(cells: list[Cell], grid: Grid, budget: Budget, level: float) -> 
     cells = sorted(cells, key=lambda cell: (cell.spec.seed, cell.spec.data.seed or 0))
     attacks = [budget.attack] if budget.attack else list(grid.attacks)
     paths = [path_of(cell, attacks) for cell in cells]
-    return [
-        _candidate(cells, [path[epoch] for path in paths], budget, level) for epoch in range(1, min(map(len, paths)))
-    ]
+    return [_candidate(cells, list(points), budget, level) for points in list(zip(*paths, strict=False))[1:]]
 
 
 def _candidate(cells: list[Cell], points: list[Checkpoint], budget: Budget, level: float) -> Candidate:

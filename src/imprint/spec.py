@@ -136,7 +136,7 @@ class Budget(Strict):
     """How much leakage is acceptable: the *upper* bound of the interval must stay below each number given."""
 
     attack: str | None = None
-    """The attack that is held to it (default: the strongest of those run)."""
+    """The attack that is held to it (default: every one of those run)."""
     auc: float | None = Field(default=None, gt=0.5, le=1)
     """Limit on the AUC."""
     tpr_at_10pct_fpr: float | None = Field(default=None, ge=0, le=1)

@@ -163,9 +163,15 @@ class _Spread:
         alone = float(ndtr(-size / self.sampling)) if self.sampling > 0 else 0.0
         if self.between > 0:
             alone = max(alone, float(stdtr(self.freedom, -size / self.between)))
-        if not 0 < alone < 0.5 or self.half_width(alone) <= size:  # one of the parts is all there is
+        if not 0 < alone < 0.5:
             return 2 * alone
-        return 2 * math.exp(brentq(lambda x: self.half_width(math.exp(x)) - size, math.log(alone), math.log(0.5)))
+
+        def beyond(log_tail: float) -> float:
+            return self.half_width(math.exp(log_tail)) - size
+
+        least = math.log(alone)
+        tail = brentq(beyond, least, math.log(0.5)) if beyond(least) > 0 else least  # else one part is all there is
+        return 2 * math.exp(tail)
 
 
 def over_seeds(estimates: Sequence[Estimate], level: float = 0.95) -> Effect:
@@ -175,7 +181,7 @@ def over_seeds(estimates: Sequence[Estimate], level: float = 0.95) -> Effect:
     the S seeds on the same records, and t of Student's distribution with S − 1 degrees of freedom; p is where the
     interval ends at 0. It holds its level at any ratio of the two parts, however few the seeds (Banerjee 1960: the
     distribution function of χ² with one degree of freedom is concave). Where seeds drew their records themselves s²
-    holds sampling error already, which is subtracted.
+    holds sampling error already: `spread` is without it, the interval counts it twice.
 
     Raises:
         DataError: no estimate.
@@ -212,10 +218,10 @@ def _moments(estimates: Sequence[Estimate]) -> tuple[Estimate, _Spread, float]:
     sampling = math.sqrt(averaged.variance) if averaged.variance >= 0 else math.nan
     if S == 1:
         return averaged, _Spread(sampling, 0.0, 0), math.nan
-    between = float(np.var([one.value for one in estimates], ddof=1))
+    between = total = float(np.var([one.value for one in estimates], ddof=1))
     if any(one.strata.keys() != estimates[0].strata.keys() for one in estimates):
         between = max(0.0, between - float(np.mean([one.variance for one in estimates])))
-    return averaged, _Spread(sampling, math.sqrt(between / S), S - 1), math.sqrt(between)
+    return averaged, _Spread(sampling, math.sqrt(total / S), S - 1), math.sqrt(between)
 
 
 def _pairs(estimate: Estimate) -> int:

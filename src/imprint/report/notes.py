@@ -62,7 +62,7 @@ def budget_note(grid: Grid) -> list[str]:
     limits = [f"{title} below {words.share(limit)}" for title, limit in given.items()]
     if not limits:
         return []
-    who = f"the {words.clean(budget['attack'])} attack" if budget.get("attack") else "the attack of highest AUC there"
+    who = f"the {words.clean(budget['attack'])} attack" if budget.get("attack") else "every attack"
     return [
         f"Budget: {words.listed(limits)}, by {who}, at the epoch of best validation perplexity. The upper bound of the "
         "interval must stay below the limit."
