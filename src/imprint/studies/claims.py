@@ -163,18 +163,16 @@ def observation2(found: Sequence[Variant], controlled: bool, attacks: Sequence[s
 
 
 def _stays_low(found: Sequence[Variant], attack: str) -> Verdict:
-    """Low: the interval of every epoch lies below `LOW`. Refuted: one lies above it, corrected for all of them.
+    """Low: the interval of every epoch lies below `LOW`. Refuted: at the last epoch one lies above it.
 
-    That all of several hypotheses hold needs no correction (intersection-union); that one of them fails does.
+    That all of several hypotheses hold needs no correction (intersection-union); that one of them fails does, for the
+    number of methods and data sets.
     """
-    epochs = {id(one): range(1, min(len(path) for path in one.paths)) for one in found}
-    tests = sum(len(of_one) for of_one in epochs.values())
     said, parts = [], []
     for one in found:
-        effects = [auc_over_seeds(one.aucs(attack, after(epoch))) for epoch in epochs[id(one)]]
-        strict = [auc_over_seeds(one.aucs(attack, after(epoch)), 1 - LEVEL / tests).low for epoch in epochs[id(one)]]
-        top = max(effects, key=lambda effect: effect.high)
-        low, high = top.high < LOW, max(strict) > LOW
+        epochs = range(1, min(len(path) for path in one.paths))
+        top = max((auc_over_seeds(one.aucs(attack, after(e))) for e in epochs), key=lambda effect: effect.high)
+        low, high = top.high < LOW, auc_over_seeds(one.aucs(attack, last), 1 - LEVEL / len(found)).low > LOW
         said.append(SUPPORTED if low else NOT_SUPPORTED if high else UNDECIDED)
         parts.append(f"{one.data}: {one.method} {words.interval(top)}")
     claim = f"with prompt-based tuning it stays below an AUC of {words.share(LOW)}"
