@@ -116,7 +116,12 @@ def table3(found: Sequence[Variant], attacks: Sequence[str] = ("loss",)) -> Iter
 
 
 def table4(found: Sequence[Variant], attacks: Sequence[str]) -> Iterator[Sheet]:
-    """AUC by data and LoRA placement; ranks and trainable parameters stand beside."""
+    """AUC by model, data and LoRA placement; ranks and trainable parameters stand beside."""
+    heads = ("model", "data") if len(names(found, "model")) > 1 else ("data",)
+
+    def keys(one: Variant) -> tuple[str, ...]:
+        return tuple(getattr(one, head) for head in heads)
+
     for where, place in _places(found):
         rows: list[Row] = []
         for one in found:
@@ -129,9 +134,9 @@ def table4(found: Sequence[Variant], attacks: Sequence[str]) -> Iterator[Sheet]:
                 for attack in attacks
             ]
             shown = (f"{one.trainable:,}", _perplexity(one, place, None))
-            rows.append((one.data, at, Entry(str(rank)), Entry(shown[0]), shown[1], *cells))
-        header = ("data", "placement", "rank", "trainable", "PPL", *map(title, attacks))
-        yield Sheet(f"AUC {where}", header, tuple(rows), group=2)
+            rows.append((*keys(one), at, Entry(str(rank)), Entry(shown[0]), shown[1], *cells))
+        header = (*heads, "placement", "rank", "trainable", "PPL", *map(title, attacks))
+        yield Sheet(f"AUC {where}", header, tuple(rows), group=len(heads) + 1)
 
 
 def curves(found: Sequence[Variant], attack: str) -> Iterator[Sheet]:
