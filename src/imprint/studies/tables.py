@@ -257,7 +257,8 @@ def frontier(found: Sequence[Variant], attack: str) -> Sheet:
     for data in names(found, "data"):
         places = [(one, epoch) for one in pick(found, data=data) for epoch in range(1, len(one.paths[0]))]
         points = [
-            (one.log_perplexity(after(epoch)).value, one.auc(attack, after(epoch)).value) for one, epoch in places
+            (one.log_perplexity(after(epoch)).value, max(0.5, one.auc(attack, after(epoch)).value))
+            for one, epoch in places  # below .5 is chance, and less of it is no gain
         ]
         for n in pareto(points):
             one, epoch = places[n]
