@@ -41,7 +41,8 @@ def fill_prefix(tuned: Any) -> None:
     base, encoder = tuned.get_base_model(), tuned.prompt_encoder[tuned.active_adapter]
     weight = encoder.embedding.weight
     tokens = _draw(base, weight.shape[0])
-    cache = base(input_ids=tokens[None], use_cache=True).past_key_values
+    output = base(input_ids=tokens[None], use_cache=True)
+    cache = output["cache"] if "cache" in output else output["past_key_values"]  # renamed in Transformers 5.24
     pairs = [state for layer in cache_pairs(cache) for state in layer]  # 2 L tensors [1, H, P, D]
     rows = torch.stack([state[0].transpose(0, 1).flatten(1) for state in pairs], dim=1)  # [P, 2 L, H · D]
     weight.copy_(rows.flatten(1))
