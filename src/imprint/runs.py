@@ -50,16 +50,25 @@ def run(
         UsageError: the recipe, the data or the model cannot be used; nothing has been written.
         ImprintError: every cell failed; what was measured is kept.
     """
-    from imprint.tuning.models import resolve_device, resolve_dtype
-
     runtime, progress = runtime or Runtime(), progress or Progress()
-    device = resolve_device(runtime.device)
-    planned = plan(read_recipe(recipe, overrides), lambda name: resolve_dtype(name, device))
+    planned = plan_for(recipe, runtime, overrides)
     store = Store(Path(out), Path(evidence) if evidence else None)
     audits = prepare_audits(planned, store)
     with claim(store, planned):
         run_cells(planned, audits, store, runtime, progress)
         return finish(load_grid(store.path))
+
+
+def plan_for(recipe: RecipeLike, runtime: Runtime, overrides: Iterable[str] = ()) -> Plan:
+    """The cells of a recipe, in the precision that this machine gives them.
+
+    Raises:
+        UsageError: the recipe, the data or the model cannot be used.
+    """
+    from imprint.tuning.models import resolve_device, resolve_dtype
+
+    device = resolve_device(runtime.device)
+    return plan(read_recipe(recipe, overrides), lambda name: resolve_dtype(name, device))
 
 
 def predicted(
@@ -74,11 +83,9 @@ def predicted(
         UsageError: the recipe, the data or the model cannot be used.
     """
     from imprint.predict import predict
-    from imprint.tuning.models import resolve_device, resolve_dtype
 
     runtime = runtime or Runtime()
-    device = resolve_device(runtime.device)
-    planned = plan(read_recipe(recipe, overrides), lambda name: resolve_dtype(name, device))
+    planned = plan_for(recipe, runtime, overrides)
     store = Store(Path(out))
     return predict(planned, prepare_audits(planned, store), store, runtime)
 

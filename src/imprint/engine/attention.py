@@ -25,13 +25,20 @@ _LAYOUT: ContextVar[Layout | None] = ContextVar("layout", default=None)
 @contextmanager
 def packed(config: Any, row: Layout) -> Iterator[None]:
     """The models that share `config` attend as `row` says."""
+    with attending(config, NAME, _LAYOUT, row):
+        yield
+
+
+@contextmanager
+def attending(config: Any, name: str, held: ContextVar[Any], value: Any) -> Iterator[None]:
+    """The models that share `config` attend by the registered function `name`, which finds `value` in `held`."""
     before = config._attn_implementation
-    config._attn_implementation = NAME
-    token = _LAYOUT.set(row)
+    config._attn_implementation = name
+    token = held.set(value)
     try:
         yield
     finally:
-        _LAYOUT.reset(token)
+        held.reset(token)
         config._attn_implementation = before
 
 

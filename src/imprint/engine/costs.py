@@ -28,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from imprint.data.tokens import Encoded
 from imprint.engine.products import product
-from imprint.tuning.models import base_of, head_of, numel, trainable
+from imprint.tuning.models import base_of, expert_share, head_of, numel, trainable
 
 if TYPE_CHECKING:
     from imprint.engine.forward import Forward
@@ -89,10 +89,7 @@ def costs_of(model: nn.Module, kept: bool = False) -> Costs:
     base, head = base_of(model), head_of(model)
     config: Any = base.config
     config = config.get_text_config()
-    chosen = getattr(config, "num_experts_per_tok", None)
-    counts = (getattr(config, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
-    experts = next((count for count in counts if count), None)
-    share = chosen / experts if chosen and experts else 1.0
+    share = expert_share(config)
     trains = {id(parameter) for parameter in trainable(model).values()}
     backbone = low_rank = trained = 0
     for name, module in base.named_modules():

@@ -102,10 +102,10 @@ def auc_estimate(
     >>> estimate.value, round(estimate.variance, 4)
     (0.875, 0.0156)
     """
-    x, y = two_sides(members, nonmembers)
-    sides = zip(names, components(x, y), (member_groups, nonmember_groups), strict=True)
+    v_M, v_N = components(*two_sides(members, nonmembers))
+    sides = zip(names, (v_M, v_N), (member_groups, nonmember_groups), strict=True)
     strata = {name: Stratum((v - v.mean()) / len(v), _clusters(v, groups)) for name, v, groups in sides}
-    return Estimate(float(components(x, y)[0].mean()), strata)
+    return Estimate(float(v_M.mean()), strata)
 
 
 def log_perplexity_estimate(

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from imprint.data.tokens import Encoded, batches, pad, unusable
+from imprint.engine.attention import attending
 from imprint.errors import DataError, ImprintError
 from imprint.tuning.models import autocast, base_of, head_of
 
@@ -67,18 +68,6 @@ See = Callable[[Attended], None]
 """Called once per layer, in the order in which the layers run."""
 
 _SEE: ContextVar[See | None] = ContextVar("see", default=None)
-
-
-@contextmanager
-def _observed(config: Any, see: See) -> Iterator[None]:
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    token = _SEE.set(see)
-    try:
-        yield
-    finally:
-        _SEE.reset(token)
-        config._attn_implementation = before
 
 
 def _attend(
@@ -131,7 +120,7 @@ def states(model: nn.Module, ids: torch.Tensor, see: See | None = None, **inputs
     config = base_of(model).config
     hook = head_of(model).register_forward_pre_hook(lambda _, args: (args[0][:, :0], *args[1:]))
     try:
-        with autocast(model), _observed(config, see) if see else _unobserved():
+        with autocast(model), attending(config, NAME, _SEE, see) if see else _unobserved():
             out = model(input_ids=ids, use_cache=False, output_hidden_states=True, **inputs)
     finally:
         hook.remove()

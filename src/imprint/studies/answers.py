@@ -98,16 +98,17 @@ def table4(found: Findings) -> Answer:
         grids.append(("equal trainable parameters", _equal_parameters(three)))
     for alike, chosen in grids:
         for reading, attack in itertools.product(readings(found.variants, found.setting.controlled), ("loss", "ref")):
-            compared, missing = _placed(chosen, reading, attack, PAIRS)
+            contrasts, missing = _placed(chosen, reading, attack, PAIRS)
+            compared = family(contrasts)
             claim = f"Projection memorizes more than attention, both most: {alike}, {reading.name} ({attack})"
-            answer.verdicts.append(verdict(claim, family(compared), f"Difference of the {attack} AUC", missing))
+            answer.verdicts.append(verdict(claim, compared, f"Difference of the {attack} AUC", missing))
             title = f"{attack} AUC by placement, {alike}, {reading.name}"
-            answer.sheets.append(comparison_sheet(title, family(compared)))
+            answer.sheets.append(comparison_sheet(title, compared))
     single = [one for one in found.variants if one not in three]
     pairs = list(itertools.combinations(names_of(single), 2))
     for attack in ("loss", "ref") if pairs else ():
-        compared, _ = _placed(single, MATCHED, attack, pairs)
-        answer.sheets.append(comparison_sheet(f"{attack} AUC of single matrices, {MATCHED.name}", family(compared)))
+        contrasts, _ = _placed(single, MATCHED, attack, pairs)
+        answer.sheets.append(comparison_sheet(f"{attack} AUC of single matrices, {MATCHED.name}", family(contrasts)))
     return answer
 
 
@@ -132,7 +133,7 @@ def _placed(
         if one is None:
             missing.append(name)
         else:
-            compared.append(replace(one, name=f"{name}{one.name and f' ({one.name})'}"))
+            compared.append(one.called(name))
     return compared, missing
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from imprint.measures.estimate import Estimate, auc_over_seeds, mean
 from imprint.measures.frontier import best
@@ -113,7 +113,7 @@ def observation1(found: Sequence[Variant], controlled: bool, attacks: Sequence[s
                 if compared is None:
                     missing.append(name)
                 else:
-                    of_one.append(replace(compared, name=f"{name}{compared.name and f' ({compared.name})'}"))
+                    of_one.append(compared.called(name))
             pairs += of_one
             if of_one:
                 means.append(_averaged(f"{a.data}: {a.method}", of_one))

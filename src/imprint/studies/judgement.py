@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from imprint.measures.estimate import Effect, Estimate, holm, over_seeds
 from imprint.report import words
@@ -69,6 +69,10 @@ class Contrast:
     name: str
     estimates: Sequence[Estimate]
     least: Sequence[Estimate] | None = None
+
+    def called(self, name: str) -> Contrast:
+        """The same by another name, with its own after it."""
+        return replace(self, name=f"{name} ({self.name})" if self.name else name)
 
 
 def family(contrasts: Sequence[Contrast], smallest: float = SMALLEST) -> list[Comparison]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -191,21 +190,12 @@ def equal_ranks(model: str, placements: Sequence[str]) -> dict[str, int]:
 
 def active_parameters(model: str) -> int:
     """Parameters that a token meets: of the experts of a layer those that are chosen."""
+    from imprint.tuning.models import expert_share
     from imprint.tuning.placement import expert_weights
 
     structure = _structure(model)
     whole: int = sum(parameter.numel() for parameter in structure.parameters())
-    return whole - round(expert_weights(structure) * (1 - _share(structure.config)))
-
-
-def _share(config: Any) -> float:
-    """Of the experts, those that a token meets."""
-    chosen = getattr(config, "num_experts_per_tok", None)
-    count = next((c for key in _EXPERTS if (c := getattr(config, key, None))), None)
-    return chosen / count if chosen and count else 1.0
-
-
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+    return whole - round(expert_weights(structure) * (1 - expert_share(structure.config)))
 
 
 def matrices(model: str) -> list[str]:
@@ -217,10 +207,10 @@ def matrices(model: str) -> list[str]:
 
 def _router_rank(model: str) -> int:
     """The number of experts: a router's rank is at most that."""
-    config = _structure(model).config
-    for name in _EXPERTS:
-        if count := getattr(config, name, None):
-            return int(count)
+    from imprint.tuning.models import experts_of
+
+    if count := experts_of(_structure(model).config):
+        return count
     raise UsageError(
         f"{model} has no experts: give a mixture-of-experts model last, as in --model DENSE --model SPARSE"
     )
@@ -228,4 +218,4 @@ def _router_rank(model: str) -> int:
 
 def documents(parts: Sequence[Part], searched: bool) -> list[dict[str, Any]]:
     """The recipes of the parts that are searched, or that are not."""
-    return list(itertools.chain([part.recipe for part in parts if part.search == searched]))
+    return [part.recipe for part in parts if part.search == searched]

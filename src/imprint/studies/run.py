@@ -21,12 +21,12 @@ from imprint.errors import ImprintError, UsageError, unknown
 from imprint.gates.judge import Gate
 from imprint.measures.frontier import best
 from imprint.progress import Progress
-from imprint.recipe import Plan, plan, read_recipe
+from imprint.recipe import Plan, read_recipe
 from imprint.report.sheet import Entry, Sheet, to_csv, to_latex, to_markdown
 from imprint.report.study import write_study_page
 from imprint.report.validity import all_withheld, validity
 from imprint.rows import Grid, load_grid
-from imprint.runs import run
+from imprint.runs import plan_for, run
 from imprint.spec import Runtime
 from imprint.store import write_json, write_text
 from imprint.studies import tables
@@ -104,7 +104,7 @@ def run_study(
     folder = name if setting.controlled else f"{name}-{setting.protocol}"
     runtime, progress = runtime or Runtime(), progress or Progress()
     parts = [_overridden(part, overrides) for part in study.parts(setting)]
-    wanted = _resolved([part.recipe for part in parts], runtime)
+    wanted = plan_for([part.recipe for part in parts], runtime)
     check_methods(wanted, runtime)
     tried = _search(parts, root / "search" / folder, root, runtime, progress)
     recipes = [_seeded(recipe, setting.seeds) for recipe in documents(parts, searched=False)]
@@ -114,7 +114,7 @@ def run_study(
     grid = load_grid(root / folder)
     others = [one.cell for one in tried if not one.chosen and one.cell.outcome["status"] == "done"]
     searched = tuple(variant_of([cell], ATTACKS) for cell in others)
-    kept = Checkpoints(_resolved(recipes, runtime), runtime)
+    kept = Checkpoints(plan_for(recipes, runtime), runtime)
     found = Findings(setting, grid, tuple(variants(grid)), searched, kept, progress)
     if not found.variants:
         raise ImprintError(f"{root / folder}: no seed has finished for every method, so there is nothing to compare")
@@ -134,13 +134,6 @@ def _overridden(part: Part, overrides: tuple[str, ...]) -> Part:
     recipe = read_recipe(part.recipe, overrides)
     assert isinstance(recipe, dict)
     return replace(part, recipe=recipe)
-
-
-def _resolved(recipes: list[dict[str, Any]], runtime: Runtime) -> Plan:
-    from imprint.tuning.models import resolve_device, resolve_dtype
-
-    device = resolve_device(runtime.device)
-    return plan(recipes, lambda name: resolve_dtype(name, device))
 
 
 def check_methods(planned: Plan, runtime: Runtime) -> None:
@@ -174,7 +167,7 @@ def _search(parts: list[Part], folder: Path, root: Path, runtime: Runtime, progr
     asked = documents(parts, searched=True)
     if not asked:
         return []
-    specs = [cell.spec for cell in _resolved(asked, runtime).cells]
+    specs = [cell.spec for cell in plan_for(asked, runtime).cells]
     recipe = [{**one, "attacks": list(ATTACKS)} for one in search(specs)]
     run(recipe, folder, (), runtime, progress, root)
     return trials(load_grid(folder).cells)

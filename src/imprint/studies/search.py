@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from imprint.measures import perplexity
 from imprint.rows import Cell
 from imprint.spec import RunSpec, canonical_json
 from imprint.studies.setting import RATES
@@ -86,8 +85,8 @@ def trials(cells: Iterable[Cell]) -> list[Trial]:
 def _best(cell: Cell) -> tuple[float, int]:
     if cell.outcome["status"] != "done":
         return math.inf, 0
-    rows = cell.rows("validation")
-    return min((perplexity(cell.stats(epoch).select(rows)).value, epoch) for epoch in range(1, cell.epochs + 1))
+    epoch = cell.folder.best_epoch()
+    return float(cell.folder.meta(epoch)["validation_perplexity"]), epoch
 
 
 def _short(rate: float) -> float:

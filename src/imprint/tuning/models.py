@@ -201,6 +201,18 @@ def own_head(model: nn.Module) -> nn.Module:
     return head
 
 
+def experts_of(config: Any) -> int:
+    """Experts among which a token's router chooses in each layer; 0 in a dense model."""
+    counts = (getattr(config, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
+    return next((int(count) for count in counts if count), 0)
+
+
+def expert_share(config: Any) -> float:
+    """Of the experts of a layer those that a token meets."""
+    chosen, experts = getattr(config, "num_experts_per_tok", None), experts_of(config)
+    return chosen / experts if chosen and experts else 1.0
+
+
 def shared_copy(model: nn.Module) -> nn.Module:
     """New modules and a new configuration around the same weights: what is attached to one copy leaves others alone."""
     shared = (*model.parameters(), *model.buffers(), *constants(model))
