@@ -29,9 +29,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import imprint
 from common import SHAPES, arguments, build, header, seconds, table
 from imprint.attacks import ATTACKS
-from imprint.audit import Audit
 from imprint.data.tokens import Encoded
 from imprint.recipe import PlannedCell, plan, read_recipe
+from imprint.records import Audit
 from imprint.runs import prepare_audits
 from imprint.store import Store, read_json
 from imprint.tuning.methods import METHODS

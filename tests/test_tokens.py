@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imprint.audit import prepare
 from imprint.data import Pool
 from imprint.data.tokens import Encoded, Encoder, batches, pad
 from imprint.errors import DataError
+from imprint.records import prepare
 from imprint.scoring.score import token_stats
 from imprint.spec import DataSpec
 from imprint.types import Example

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from imprint.audit import Audit
 from imprint.checkpoint import resume, write_epoch
 from imprint.controls import measure_controls
 from imprint.engine.compiled import pays
@@ -24,6 +23,7 @@ from imprint.engine.forward import Forward, forward_of, joined
 from imprint.errors import ImprintError
 from imprint.progress import Progress
 from imprint.recipe import PlannedCell
+from imprint.records import Audit
 from imprint.store import CellFolder, Store, atomic_folder, read_stats, write_json, write_stats, write_table
 from imprint.tuning.base import Base
 from imprint.tuning.models import count_parameters, only_head_trains

@@ -6,8 +6,8 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imprint.audit import Audit
 from imprint.errors import ImprintError
+from imprint.records import Audit
 from imprint.store import CellFolder, atomic_folder, write_json, write_stats
 from imprint.types import TokenStats
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from imprint.audit import Audit
 from imprint.errors import ImprintError, first_line
 from imprint.gates import blind_scores, overlap
 from imprint.recipe import PlannedCell
+from imprint.records import Audit
 from imprint.spec import MethodSpec, TrainSpec
 from imprint.store import Store, atomic_folder, write_json, write_stats, write_table
 from imprint.tuning.methods import resolve_method

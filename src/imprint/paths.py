@@ -35,9 +35,9 @@ def auc_of(cell: Cell, target: TokenStats, attack: str, names: dict[str, str]) -
 
 def _checkpoint(cell: Cell, epoch: int, attacks: Sequence[str], names: dict[str, str]) -> Checkpoint:
     stats = cell.stats(epoch)
-    validation = stats.select(cell.rows("validation"))
+    held_out = stats.select(cell.rows(cell.held_out))
     return Checkpoint(
         epoch,
-        log_perplexity_estimate(validation, cell.groups("validation"), names["validation"]),
+        log_perplexity_estimate(held_out, cell.groups(cell.held_out), names[cell.held_out]),
         {attack: auc_of(cell, stats, attack, names) for attack in attacks},
     )

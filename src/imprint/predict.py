@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
-from imprint.audit import Audit
 from imprint.data.tokens import Encoded
 from imprint.engine.clock import Clock
 from imprint.engine.costs import costs_of, peak_flops, peak_memory
 from imprint.engine.features import features, kept_forward
 from imprint.engine.forward import Forward, forward_of
 from imprint.recipe import Plan, PlannedCell
+from imprint.records import Audit
 from imprint.scoring.score import token_stats
 from imprint.spec import Runtime
 from imprint.store import Store

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    from imprint.audit import Audit
+    from imprint.records import Audit
     from imprint.tuning.train import EpochReport
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from imprint.attacks import ATTACKS, run_attack
 from imprint.errors import ImprintError, InvalidAudit
 from imprint.measures import auc, perplexity, tpr_at_fpr
-from imprint.spec import RunSpec, canonical_json
+from imprint.spec import AuditSpec, CellSpec, RunSpec, canonical_json
 from imprint.store import CellFolder, Store, atomic_file, read_json, read_stats, read_table, write_table
 from imprint.types import Floats, Interval, Measurement, TokenStats
 
@@ -51,7 +51,7 @@ _RESULTS = pa.schema(
 class Cell:
     """One cell of a grid as it lies in the store, finished or not."""
 
-    spec: RunSpec
+    spec: CellSpec
     label: str
     """The method and those of its options that differ within the grid, for people to read."""
     folder: CellFolder
@@ -60,6 +60,27 @@ class Cell:
     @property
     def run_id(self) -> str:
         return self.folder.path.name
+
+    @property
+    def run_spec(self) -> RunSpec:
+        """The spec of a cell that was tuned here.
+
+        Raises:
+            ImprintError: it was not.
+        """
+        if not isinstance(self.spec, RunSpec):
+            raise ImprintError(f"{self.label} was tuned elsewhere: how is not known")
+        return self.spec
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """How it was trained; None where that was elsewhere."""
+        return self.spec.train.model_dump() if isinstance(self.spec, RunSpec) else None
+
+    @property
+    def planned(self) -> int:
+        """Epochs asked for; of an audit, the checkpoints that there are."""
+        return self.spec.train.epochs if isinstance(self.spec, RunSpec) else self.epochs
 
     @cached_property
     def outcome(self) -> dict[str, Any]:
@@ -106,6 +127,11 @@ class Cell:
     def stats(self, epoch: int) -> TokenStats:
         """Evidence of an epoch; 0 is the base."""
         return self.reference if epoch == 0 else self.folder.stats(epoch)
+
+    @cached_property
+    def held_out(self) -> str:
+        """The role whose perplexity is utility: `validation`, or `nonmember` in an audit that has no such records."""
+        return "validation" if len(self.rows("validation")) else "nonmember"
 
     def rows(self, role: str) -> NDArray[np.intp]:
         """Positions of `member`, `nonmember` or `validation` records within the evidence."""
@@ -158,10 +184,13 @@ def load_grid(path: str | Path) -> Grid:
     store = Store.at(Path(path))
     lock = store.lock()
     cells = tuple(
-        Cell(RunSpec.model_validate(c["spec"]), c["label"], store.cell(c["run_id"]), store.base(c["base"]))
-        for c in lock["cells"]
+        Cell(_spec(c["spec"]), c["label"], store.cell(c["run_id"]), store.base(c["base"])) for c in lock["cells"]
     )
     return Grid(Path(path), lock["recipe"], tuple(lock["attacks"]), lock["budget"], cells)
+
+
+def _spec(document: dict[str, Any]) -> CellSpec:
+    return RunSpec.model_validate(document) if "train" in document else AuditSpec.model_validate(document)
 
 
 def results(path: str | Path) -> pd.DataFrame:
@@ -212,8 +241,8 @@ def _score_table(cell: Cell, epoch: int, scores: dict[str, Floats]) -> pa.Table:
 
 
 def _measure(cell: Cell, epoch: int, scores: dict[str, Floats]) -> Iterator[Measurement]:
-    validation = cell.rows("validation")
-    ppl = perplexity(cell.stats(epoch).select(validation), groups=cell.groups("validation"))
+    held_out = cell.stats(epoch).select(cell.rows(cell.held_out))
+    ppl = perplexity(held_out, groups=cell.groups(cell.held_out))
     yield _row(cell, epoch, "", "perplexity", ppl, "ok")
     for attack, score in scores.items():
         ins, outs = cell.sides(score)

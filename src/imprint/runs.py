@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imprint.audit import Audit, prepare
 from imprint.claim import claim
 from imprint.errors import ImprintError, UsageError
 from imprint.progress import Progress
 from imprint.recipe import Plan, PlannedCell, RecipeLike, plan, read_recipe
+from imprint.records import Audit, prepare
 from imprint.rows import Grid, load_grid, write_results
 from imprint.spec import Runtime
 from imprint.store import Store

@@ -90,18 +90,32 @@ class DataSpec(Strict):
     """Times that each member is tuned on per epoch; the records that `tune_on` adds beside them: once."""
     group: str | None = None
     """Column naming the owner of a record (subject, document); a group never spans two sides."""
+    subgroup: str | None = None
+    """Column of a property (language, region) for each of whose values leakage is reported apart."""
     id: str | None = None
     """Column holding the record's id (default `id` where there is one, else a content hash)."""
-    split: Literal["random", "official"] = "random"
-    """`random`: drawn from all records by the seed. `official`: the source's own train, test and validation parts."""
-    format: Literal["auto", "text", "prompt_completion"] | Columns = "auto"
-    """`text`, `prompt_completion`, or a mapping of column names; `auto` looks at the columns."""
+    split: Literal["random", "official", "given"] = "random"
+    """`random`: drawn from all records by the seed. `official`: the source's own train, test and validation parts.
+    `given`: a column `member` or `split` says who was tuned on."""
+    format: (
+        Literal["auto", "text", "prompt_completion", "messages", "sharegpt", "alpaca", "alpaca_chat", "tokens"]
+        | Columns
+    ) = "auto"
+    """`text`, `prompt_completion`, `messages`, `sharegpt`, `alpaca` (Stanford's prompt), `alpaca_chat` (a chat),
+    `tokens` (`input_ids` with `labels`), or a mapping of column names; `auto` looks at the columns."""
+    loss: Literal["target", "all"] = "target"
+    """Trained on and scored: the `target` (completion, assistant's turns, unmasked labels), or `all`."""
+    eos: bool | None = None
+    """Whether the end-of-sequence token ends a text (default: one with a prompt); a conversation's template says it."""
     max_length: int | None = Field(default=None, ge=2)
     """Tokens kept of a text (default: the model's context less 32 for virtual tokens, at most 1,024)."""
-    overlong: Literal["truncate", "refuse"] = "truncate"
-    """What to do with a text longer than `max_length`: cut and count it, or stop."""
+    overlong: Literal["truncate", "keep_start", "refuse"] = "truncate"
+    """A text longer than `max_length`: `truncate` cuts the start of its prompt, then its end; `keep_start` its end
+    alone, as most trainers do; both are counted. `refuse` stops."""
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """Draws the split (default: the recipe's seed). Give it where seeds shall differ in training alone."""
+    tokenizer: str = ""
+    """SHA-256 of a tokenizer or chat template that is not the model's own; filled in by an audit."""
     fingerprint: str = ""
     """SHA-256 of the records as read; filled in when the recipe is read."""
 
@@ -145,13 +159,12 @@ class Budget(Strict):
     """Limit on the true positive rate at 1% false positives."""
 
 
-class RunSpec(Strict):
+class CellSpec(Strict):
     """One cell: everything that may change one of its numbers."""
 
     model: ModelSpec
     data: DataSpec
     method: MethodSpec
-    train: TrainSpec
     seed: int = Field(ge=0, lt=2**31)
     """Draws the initial values, the order of the records, dropout and, unless `data.seed` is given, the split."""
     version: int = MEASUREMENT_VERSION
@@ -163,14 +176,30 @@ class RunSpec(Strict):
         if self.model.quantize:
             document["model"]["quantize"] = self.model.quantize
         document["data"]["source"] = None
-        for key in ("id", "format", "group"):  # already applied in the records that the fingerprint covers
+        for key in ("id", "format", "group", "subgroup"):  # already applied in the records that the fingerprint covers
             document["data"].pop(key)
+        for key in ("loss", "eos", "tokenizer"):  # part of it only where they are not as they always were
+            if document["data"][key] == DataSpec.model_fields[key].default:
+                document["data"].pop(key)
         return document
 
     @property
     def run_id(self) -> str:
         """Sixteen hexadecimal digits of the SHA-256 of the identity."""
         return content_key(self.identity())
+
+
+class RunSpec(CellSpec):
+    """A cell that is tuned here."""
+
+    train: TrainSpec
+
+
+class AuditSpec(CellSpec):
+    """A cell that was tuned elsewhere; `method` is what was found out about it."""
+
+    reference: str = ""
+    """The model that it is compared with, where that is not the one below the adapter."""
 
 
 class Runtime(Strict):

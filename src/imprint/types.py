@@ -17,20 +17,49 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Chat:
+    """A conversation, to be told by a tokenizer's own template.
+
+    Attributes:
+        messages: as the template takes them: mappings with `role` and `content`.
+        learned: which of them are trained on and scored, by their place.
+        tools: what the template is told of tools.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    learned: tuple[int, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A record in tokens already: [T] ids, and [T] whether a token is trained on and scored."""
+
+    ids: tuple[int, ...]
+    learned: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
 class Example:
     """One record. `prompt` is context; `target` is what is learned and scored; plain text has an empty prompt.
+
+    Of a conversation or of tokens the two are a plain view, by which texts are compared with one another.
 
     Args:
         id: the source's own id, or a content hash.
         prompt: context only: neither trained on nor scored.
         target: the text that is trained on and scored.
         group: records that share a group (a subject, a document, a set of triples) stay on one side of a split.
+        subgroup: a property of the record (its language, say), for each value of which leakage is reported apart.
+        form: what is encoded in place of the two texts.
     """
 
     id: str
     prompt: str
     target: str
     group: str | None = None
+    subgroup: str | None = None
+    form: Chat | Tokenized | None = None
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def cells_table(grid: Grid, rows: Sequence[Row]) -> Table:
 
 
 def _differ(grid: Grid) -> bool:
-    return len({canonical_json(cell.spec.train.model_dump()) for cell in grid.cells}) > 1
+    return len({canonical_json(cell.training) for cell in grid.cells}) > 1
 
 
 def training_text(grid: Grid) -> str:
@@ -59,7 +59,7 @@ def training_text(grid: Grid) -> str:
 
 
 def _training(cell: Cell) -> str:
-    return pairs(cell.spec.train.model_dump())
+    return pairs(cell.training) if cell.training else "elsewhere"
 
 
 def _cell(row: Row, cell: Cell, header: Sequence[str]) -> list[str]:

@@ -119,7 +119,7 @@ def _what(grid: Grid) -> str:
     """What was run, and how it ended."""
     labels = list(dict.fromkeys(words.clean(cell.label) for cell in grid.cells))
     methods = words.listed(labels) if len(labels) <= _NAMED else str(len(labels))
-    epochs = words.listed(sorted({str(cell.spec.train.epochs) for cell in grid.cells}, key=int))
+    epochs = words.listed(sorted({str(cell.planned) for cell in grid.cells}, key=int))
     seeds = sorted({str(cell.spec.seed) for cell in grid.cells}, key=int)
     states = [words.clean(cell.outcome["status"]) for cell in grid.cells]
     ended = words.listed([f"{states.count(state)} {state}" for state in dict.fromkeys(states)])

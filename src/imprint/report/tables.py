@@ -125,7 +125,7 @@ def _row(cell: Cell, names: tuple[str, str, str], curve: Curve, grid: Grid) -> R
         status=words.clean(outcome["status"]),
         reason=words.clean(outcome.get("reason") or ""),
         epochs=cell.epochs,
-        planned=cell.spec.train.epochs,
+        planned=cell.planned,
         last=None if curve.last is None else _point(curve, curve.last, grid),
         best=None if best is None else _point(curve, best, grid),
         budget=keeps_budget(grid, curve, cell),

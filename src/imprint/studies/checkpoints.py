@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from imprint.audit import Audit, prepare
 from imprint.recipe import Plan, PlannedCell
+from imprint.records import Audit, prepare
 from imprint.rows import Cell
 from imprint.spec import Runtime
 

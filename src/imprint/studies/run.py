@@ -108,7 +108,7 @@ def run_study(
     check_methods(wanted, runtime)
     tried = _search(parts, root / "search" / folder, root, runtime, progress)
     recipes = [_seeded(recipe, setting.seeds) for recipe in documents(parts, searched=False)]
-    recipes += [document(t.cell.spec, [t.rate], range(setting.seeds)) for t in tried if t.chosen]
+    recipes += [document(t.cell.run_spec, [t.rate], range(setting.seeds)) for t in tried if t.chosen]
     recipes = [{**recipe, "attacks": list(ATTACKS)} for recipe in recipes]
     run(recipes, root / folder, (), runtime, progress, root)
     grid = load_grid(root / folder)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imprint.rows import Cell
-from imprint.spec import RunSpec, canonical_json
+from imprint.spec import CellSpec, RunSpec, canonical_json
 from imprint.studies.setting import RATES
 
 
@@ -37,7 +37,7 @@ class Trial:
     edge: bool = False
 
 
-def variant(spec: RunSpec) -> str:
+def variant(spec: CellSpec) -> str:
     """What a run is but for its learning rate and its seed."""
     document = spec.identity()
     document["method"]["options"].pop("learning_rate")

@@ -61,8 +61,9 @@ class Audit:
         return token_stats(model, self.scored, budget, progress, forward)
 
     def perplexity(self, stats: TokenStats) -> float:
-        """Token-weighted perplexity of the validation records."""
-        return perplexity(stats.select(np.array(self.roles) == "validation")).value
+        """Token-weighted perplexity of the validation records or, where there are none, of the non-members."""
+        held_out = "validation" if "validation" in self.roles else "nonmember"
+        return perplexity(stats.select(np.array(self.roles) == held_out)).value
 
     def records(self) -> pa.Table:
         """One row per scored record; no text."""
@@ -71,6 +72,7 @@ class Audit:
                 "id": [example.id for example in self.examples],
                 "role": list(self.roles),
                 "group": [f"group {e.group}" if e.group else f"record {e.id}" for e in self.examples],
+                "subgroup": pa.array([e.subgroup for e in self.examples], pa.string()),
                 "scored_tokens": pa.array([int(record.scored.sum()) for record in self.scored], pa.int32()),
                 "zlib_bytes": pa.array([record.zlib_bytes for record in self.scored], pa.int64()),
                 "cut": [record.cut for record in self.scored],
