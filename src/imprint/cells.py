@@ -22,7 +22,7 @@ from imprint.engine.features import kept_forward
 from imprint.engine.forward import Forward, forward_of, joined
 from imprint.errors import ImprintError
 from imprint.progress import Progress
-from imprint.recipe import PlannedCell
+from imprint.recipe import AnyCell, PlannedCell
 from imprint.records import Audit
 from imprint.store import CellFolder, Store, atomic_folder, read_stats, write_json, write_stats, write_table
 from imprint.tuning.base import Base
@@ -156,7 +156,7 @@ def forward_for(model: nn.Module, base: Base, cell: PlannedCell, audit: Audit, s
     return forward.compiled() if pays(logits, base.device) else forward
 
 
-def score_base(cell: PlannedCell, audit: Audit, base: Base, store: Store) -> TokenStats:
+def score_base(cell: AnyCell, audit: Audit, base: Base, store: Store) -> TokenStats:
     """Epoch 0: the untouched base on the same records, once per (model, data, seed) and shared by all methods."""
     path = store.base(cell.base)
     if not path.is_dir():
@@ -165,7 +165,7 @@ def score_base(cell: PlannedCell, audit: Audit, base: Base, store: Store) -> Tok
         if reason := broken(stats, 0):
             raise ImprintError(f"the base model itself cannot be used: {reason}")
         with atomic_folder(path) as folder:
-            write_stats(folder / "stats.parquet", stats)
+            write_stats(folder / "stats.parquet", audit.kept(stats))
             write_table(folder / "records.parquet", audit.records())
             summary = {**audit.summary(), "max_length": cell.spec.data.max_length}
             write_json(folder / "meta.json", {**summary, "seconds": time.perf_counter() - started})

@@ -10,12 +10,12 @@ import yaml
 
 from imprint import __version__
 from imprint.errors import UsageError
-from imprint.recipe import Plan
+from imprint.recipe import AnyPlan
 from imprint.store import LOCK, PART, Store, write_json, write_text
 
 
 @contextmanager
-def claim(store: Store, planned: Plan) -> Iterator[None]:
+def claim(store: Store, planned: AnyPlan) -> Iterator[None]:
     """Hold the folder and make it this recipe's own; a recipe that loses no measured cell may continue another's.
 
     Raises:
@@ -45,7 +45,7 @@ def _check_folder(store: Store) -> None:
         raise UsageError(f"--out {store.path} holds files that are not Imprint's: give an empty or new folder")
 
 
-def _lock(store: Store, planned: Plan) -> dict[str, object]:
+def _lock(store: Store, planned: AnyPlan) -> dict[str, object]:
     return {
         "imprint": __version__,
         "evidence": os.path.relpath(store.shared, store.path) if store.shared else None,
@@ -59,7 +59,7 @@ def _lock(store: Store, planned: Plan) -> dict[str, object]:
     }
 
 
-def _same_recipe(store: Store, planned: Plan) -> None:
+def _same_recipe(store: Store, planned: AnyPlan) -> None:
     run_ids = {cell.spec.run_id for cell in planned.cells}
     orphans = [c for c in store.lock()["cells"] if c["run_id"] not in run_ids]
     lost = [c for c in orphans if store.cell(c["run_id"]).measured]
@@ -69,7 +69,8 @@ def _same_recipe(store: Store, planned: Plan) -> None:
     new = [cell.spec.model_dump(mode="json") for cell in planned.cells]
     differ = []
     for part in ("model", "data", "train"):
-        differ += [f"{part}.{key}" for key in old[part] if all(spec[part].get(key) != old[part][key] for spec in new)]
+        before = old.get(part, {})  # an audit trains nothing
+        differ += [f"{part}.{key}" for key in before if all(spec.get(part, {}).get(key) != before[key] for spec in new)]
     if all(spec["seed"] != old["seed"] for spec in new):
         differ = ["seed", *(key for key in differ if key != "data.seed")]
     what = ", ".join(differ) or "its methods"

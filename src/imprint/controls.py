@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from imprint.errors import ImprintError, first_line
 from imprint.gates import blind_scores, overlap
-from imprint.recipe import PlannedCell
+from imprint.recipe import AnyCell
 from imprint.records import Audit
 from imprint.spec import MethodSpec, TrainSpec
 from imprint.store import Store, atomic_folder, write_json, write_stats, write_table
 from imprint.tuning.methods import resolve_method
+from imprint.types import TokenStats
 
 if TYPE_CHECKING:
     from imprint.data.tokens import Encoded
@@ -34,7 +34,7 @@ EPOCHS = 30
 LEARNED = 0.4
 
 
-def measure_controls(cell: PlannedCell, audit: Audit, base: Base, store: Store) -> None:
+def measure_controls(cell: AnyCell, audit: Audit, base: Base, store: Store) -> None:
     """Write the evidence of the gates of a base, if nobody has."""
     path = store.gates(cell.base)
     if path.is_dir():
@@ -55,13 +55,14 @@ def measure_controls(cell: PlannedCell, audit: Audit, base: Base, store: Store) 
         try:
             tuned = sides[0][:MEMORIZED]
             records = [audit.scored[n] for n in (*tuned, *sides[1][: 4 * MEMORIZED])]
-            meta["run"] = _overfit(cell, records, len(tuned), base, folder)
+            meta["run"], found = _overfit(cell, records, len(tuned), base)
+            write_stats(folder / "positive.parquet", audit.kept(found))
         except (ImprintError, RuntimeError) as error:  # out of memory, for one: the cells themselves may fit
             meta["positive"] = first_line(error)
         write_json(folder / "meta.json", {**meta, "seconds": time.perf_counter() - started})
 
 
-def _overfit(cell: PlannedCell, records: list[Encoded], members: int, base: Base, folder: Path) -> dict[str, Any]:
+def _overfit(cell: AnyCell, records: list[Encoded], members: int, base: Base) -> tuple[dict[str, Any], TokenStats]:
     """Tune LoRA on the first `members` records until it knows them, score all, and say what was done."""
     from imprint.engine.forward import forward_of
     from imprint.scoring.score import token_stats
@@ -80,5 +81,5 @@ def _overfit(cell: PlannedCell, records: list[Encoded], members: int, base: Base
         losses.append(report.training_loss)
         if losses[-1] < LEARNED * losses[0]:
             break
-    write_stats(folder / "positive.parquet", token_stats(model, records, base.budget, None, forward))
-    return {"method": method.model_dump(), "records": members, "epochs": len(losses), "training_loss": losses[-1]}
+    run = {"method": method.model_dump(), "records": members, "epochs": len(losses), "training_loss": losses[-1]}
+    return run, token_stats(model, records, base.budget, None, forward)

@@ -61,7 +61,7 @@ def predict(plan: Plan, audits: Mapping[str, Audit], store: Store, runtime: Runt
         if not left:
             predictions.append(Prediction(cell.label, 0, 0, 0.0, 0.0, 0, math.nan))
             continue
-        base = base if base and base.serves(cell) else Base.of(cell, runtime)
+        base = base if base and base.serves(cell) else Base.of(cell.located, cell.spec.model, runtime)
         predictions.append(_measure(cell, base, audits[cell.base], left))
     return predictions
 

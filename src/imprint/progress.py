@@ -44,6 +44,9 @@ class Progress:
     def epoch(self, label: str, report: EpochReport, stats: TokenStats, audit: Audit) -> None:
         """An epoch of a cell has been trained, scored and written."""
 
+    def checkpoint(self, label: str, name: str, stats: TokenStats, audit: Audit) -> None:
+        """A checkpoint that was trained elsewhere has been scored and written."""
+
 
 class ConsoleProgress(Progress):
     """For the command line: one line per epoch; on a terminal also a bar for the cell."""
@@ -106,6 +109,9 @@ class ConsoleProgress(Progress):
         )
         if report.epoch == self.epochs and label == list(self.place)[-1]:
             self._stop()
+
+    def checkpoint(self, label: str, name: str, stats: TokenStats, audit: Audit) -> None:
+        self._line(f"{self.place[label]}: {name}  {_utility(stats, audit)}")
 
     def _rate(self) -> float:
         return self.tokens / max(time.perf_counter() - self.started, 1e-9)

@@ -19,6 +19,7 @@ from imprint.errors import UsageError, unknown
 from imprint.spec import (
     VIRTUAL_TOKEN_ROOM,
     Budget,
+    CellSpec,
     DataSpec,
     MethodSpec,
     ModelSpec,
@@ -79,10 +80,10 @@ RecipeLike = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class PlannedCell:
+class AnyCell:
     """A cell with what it needs at hand."""
 
-    spec: RunSpec
+    spec: CellSpec
     label: str
     base: str
     """Key of the (model, data) whose untouched scores it shares."""
@@ -96,13 +97,27 @@ class PlannedCell:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a recipe stands for."""
+class PlannedCell(AnyCell):
+    """A cell that is to be tuned."""
+
+    spec: RunSpec
+
+
+@dataclass(frozen=True)
+class AnyPlan:
+    """What is to be measured in one output folder."""
 
     recipe: Document
-    cells: tuple[PlannedCell, ...]
+    cells: tuple[AnyCell, ...]
     attacks: tuple[str, ...]
     budget: Budget | None
+
+
+@dataclass(frozen=True)
+class Plan(AnyPlan):
+    """What a recipe stands for."""
+
+    cells: tuple[PlannedCell, ...]
 
 
 def read_recipe(recipe: RecipeLike, overrides: Iterable[str] = ()) -> Document:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,8 @@ class Audit:
         scored: encoded members, non-members and validation records, in this order.
         roles: `member`, `nonmember` or `validation` for each of them.
         tuned: what an epoch trains on: the members, `repeat` times, and the extra ones if `tune_on` asks for more.
+        dropped: records left out, by reason.
+        private: whether what is written must not say which tokens were scored.
     """
 
     examples: tuple[Example, ...]
@@ -37,6 +39,7 @@ class Audit:
     roles: tuple[str, ...]
     tuned: tuple[Encoded, ...]
     dropped: dict[str, int]
+    private: bool = False
 
     @property
     def tokens(self) -> int:
@@ -59,6 +62,10 @@ class Audit:
         from imprint.scoring.score import token_stats
 
         return token_stats(model, self.scored, budget, progress, forward)
+
+    def kept(self, stats: TokenStats) -> TokenStats:
+        """What may be written of a pass: everything, or everything but the tokens, by which the texts could be read."""
+        return replace(stats, tokens=np.zeros_like(stats.tokens)) if self.private else stats
 
     def perplexity(self, stats: TokenStats) -> float:
         """Token-weighted perplexity of the validation records or, where there are none, of the non-members."""

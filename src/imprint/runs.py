@@ -109,12 +109,12 @@ def run_cells(planned: Plan, audits: dict[str, Audit], store: Store, runtime: Ru
     from imprint.tuning.models import resolve_device
 
     for cell in unguarded.values():  # its runs are done, and the evidence of its gates has been removed
-        base = base if base and base.serves(cell) else Base.of(cell, runtime)
+        base = base if base and base.serves(cell) else Base.of(cell.located, cell.spec.model, runtime)
         score_base(cell, audits[cell.base], base, store)
         measure_controls(cell, audits[cell.base], base, store)
     device = resolve_device(runtime.device).type
     for crew in crews(missing, audits, store, device):
-        base = base if base and base.serves(crew[0]) else Base.of(crew[0], runtime)
+        base = base if base and base.serves(crew[0]) else Base.of(crew[0].located, crew[0].spec.model, runtime)
         progress.cells(
             [cell.label for cell in crew], [planned.cells.index(cell) + 1 for cell in crew], len(planned.cells)
         )

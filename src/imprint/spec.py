@@ -198,8 +198,13 @@ class RunSpec(CellSpec):
 class AuditSpec(CellSpec):
     """A cell that was tuned elsewhere; `method` is what was found out about it."""
 
-    reference: str = ""
+    reference: ModelSpec | None = None
     """The model that it is compared with, where that is not the one below the adapter."""
+
+    def identity(self) -> dict[str, Any]:
+        document = super().identity()
+        document["reference"] = self.reference.fingerprint if self.reference else None
+        return document
 
 
 class Runtime(Strict):

@@ -163,10 +163,17 @@ def measured(
     seconds_scoring: float,
 ) -> dict[str, Any]:
     """What an epoch cost: seconds by part, operations by the formula, memory; this machine's peak for comparison."""
-    costs = costs_of(model, kept=forward.kept)
+    cost = measured_scoring(model, forward, scored, seconds_scoring)
+    training = costs_of(model, kept=forward.kept).training(trainer.records, trainer.steps)
+    return {**cost, "seconds": {**report.seconds, **cost["seconds"]}, "flops": training + cost["flops"]}
+
+
+def measured_scoring(model: nn.Module, forward: Forward, scored: Sequence[Encoded], seconds: float) -> dict[str, Any]:
+    """The same of a checkpoint that was only scored."""
+    device = next(model.parameters()).device
     return {
-        "seconds": {**report.seconds, "scoring": seconds_scoring},
-        "flops": costs.training(trainer.records, trainer.steps) + costs.scoring(scored),
-        "peak_memory": peak_memory(trainer.device),
-        "peak_flops": peak_flops(trainer.device, base_of(model).config.dtype),
+        "seconds": {"scoring": seconds},
+        "flops": costs_of(model, kept=forward.kept).scoring(scored),
+        "peak_memory": peak_memory(device),
+        "peak_flops": peak_flops(device, base_of(model).config.dtype),
     }

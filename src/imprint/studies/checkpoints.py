@@ -35,7 +35,7 @@ class Checkpoints:
 
         planned = self._cell(cell)
         if self._base is None or not self._base.serves(planned):
-            self._base = Base.of(planned, self.runtime)
+            self._base = Base.of(planned.located, planned.spec.model, self.runtime)
         return self._base
 
     def tuned(self, cell: Cell, epoch: int) -> nn.Module:

@@ -153,7 +153,7 @@ def check_methods(planned: Plan, runtime: Runtime) -> None:
         if key in seen:
             continue
         seen.add(key)
-        base = base if base and base.serves(cell) else Base.of(cell, runtime)
+        base = base if base and base.serves(cell) else Base.of(cell.located, cell.spec.model, runtime)
         try:
             base.tuned(cell.spec.method, 0)
         except ImprintError as error:

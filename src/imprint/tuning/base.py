@@ -11,8 +11,8 @@ from torch import nn
 from imprint.data.tokens import Encoded
 from imprint.engine.features import Features, features
 from imprint.errors import ImprintError, first_line
-from imprint.recipe import PlannedCell
-from imprint.spec import MethodSpec, Runtime
+from imprint.recipe import AnyCell
+from imprint.spec import MethodSpec, ModelSpec, Runtime
 from imprint.tuning.locate import Located
 from imprint.tuning.methods import METHODS
 from imprint.tuning.models import load_model, resolve_device, shared_copy, trainable
@@ -44,13 +44,21 @@ class Base:
         self._features: tuple[str, Features] | None = None
 
     @classmethod
-    def of(cls, cell: PlannedCell, runtime: Runtime) -> Base:
+    def of(cls, located: Located, model: ModelSpec, runtime: Runtime) -> Base:
+        """The model at `located`, in the precision and on the device that are asked for."""
         device = resolve_device(runtime.device)
         budget = runtime.token_budget or (CPU_BUDGET if device.type == "cpu" else GPU_BUDGET)
-        model = cell.spec.model
-        return cls(cell.located, model.dtype, device, budget, model.quantize, runtime.device_map)
+        return cls(located, model.dtype, device, budget, model.quantize, runtime.device_map)
 
-    def serves(self, cell: PlannedCell) -> bool:
+    @classmethod
+    def around(cls, model: nn.Module, located: Located, dtype: str, budget: int | None = None) -> Base:
+        """A model that somebody else has loaded; not to be changed, so only methods that leave it alone fit."""
+        device = next(model.parameters()).device
+        base = cls(located, dtype, device, budget or (CPU_BUDGET if device.type == "cpu" else GPU_BUDGET))
+        base._model = model
+        return base
+
+    def serves(self, cell: AnyCell) -> bool:
         return (self.located.fingerprint, self.dtype, self.quantize or "") == cell.model_key
 
     @property
@@ -59,6 +67,10 @@ class Base:
         if self._model is None:
             self._model = load_model(self.located, self.dtype, self.device, self.quantize, self.device_map)
         return self._model
+
+    def release(self) -> None:
+        """Give the memory back; the next use loads the model again."""
+        self._model, self._features = None, None
 
     def tuned(self, method: MethodSpec, seed: int) -> nn.Module:
         """A model to tune. It shares the base's weights where the method leaves them alone, else it takes them along.

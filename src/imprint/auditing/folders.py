@@ -1,0 +1,174 @@
+"""The audit of folders: a base and its tuned versions are loaded one after another, and scored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imprint.auditing.identity import hidden
+from imprint.auditing.ledger import Ledger, base_key, check_same, open_ledger
+from imprint.auditing.span import Span, trained_span
+from imprint.auditing.target import Target, Tuned, has_tokenizer
+from imprint.data import Pool, resolve_sizes
+from imprint.errors import ModelError, UsageError
+from imprint.progress import Progress
+from imprint.recipe import LONGEST_DEFAULT, AnyCell
+from imprint.records import Audit, prepare
+from imprint.spec import AuditSpec, Budget, DataSpec, Runtime
+from imprint.tuning.adapters import Adapter, adapter_parameters, attach
+from imprint.tuning.base import Base
+from imprint.tuning.locate import tokenizer_fingerprint
+from imprint.tuning.models import count_parameters, load_model, load_tokenizer, resolve_device, resolve_dtype
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An audit of folders that is ready to begin; nothing has been written.
+
+    Attributes:
+        cell: what will be measured.
+        audit: its records, encoded.
+        span: what was found out about the loss that it was trained with; None where nothing had to be.
+        base: the model that adapters are put on.
+        compared: the model that is scored at epoch 0; mostly `base` itself.
+    """
+
+    target: Target
+    cell: AnyCell
+    audit: Audit
+    span: Span | None
+    base: Base
+    compared: Base
+    tokenizer: Any
+
+
+def prepare_folders(
+    target: Target, pool: Pool, data: DataSpec, loss: str, key: bytes, show_text: bool, runtime: Runtime
+) -> Prepared:
+    """Split and encode the records as they were trained on, and load what is needed to find out how that was.
+
+    Args:
+        target: what is to be audited.
+        pool: the records, in the parts `member` and `nonmember`.
+        data: how they are read; sizes and length may be left open.
+        loss: `auto`, `target` or `all`: which tokens were trained on.
+        key: hides ids and owners.
+        show_text: whether tokens may be written.
+
+    Raises:
+        UsageError: the data or the models cannot be used as asked.
+    """
+    device = resolve_device(runtime.device)
+    dtype = resolve_dtype(target.model.dtype, device)
+    model = target.model.model_copy(update={"fingerprint": target.base.fingerprint, "dtype": dtype})
+    base = Base.of(target.base, model, runtime)
+    compared = base
+    if target.reference.fingerprint != target.base.fingerprint:
+        compared = Base.of(target.reference, model, runtime)
+    tokenizer = load_tokenizer(target.base, target.tokenizer)
+    _check_same_tokens(target, tokenizer)
+    private = hidden(pool, key)
+    data = resolve_sizes(data, private).model_copy(
+        update={
+            "fingerprint": private.fingerprint,
+            "max_length": _max_length(data.max_length, target),
+            "seed": data.seed or 0,
+            "tokenizer": tokenizer_fingerprint(target.tokenizer) if target.tokenizer else "",
+        }
+    )
+    span = None
+    if loss == "auto":
+        span = trained_span(private, data, tokenizer, base, lambda: _load(target.tuned[-1], base))
+    data = data.model_copy(update={"loss": (span.loss if span else "target") if loss == "auto" else loss})
+    audit = replace(prepare(private, data, tokenizer), private=not show_text)
+    other = None
+    if compared is not base:
+        other = model.model_copy(
+            update={"name": str(target.reference.path), "fingerprint": target.reference.fingerprint}
+        )
+    spec = AuditSpec(model=model, data=data, method=target.method, seed=0, reference=other)
+    cell = AnyCell(spec, target.method.name, base_key(spec), target.base, private)
+    return Prepared(target, cell, audit, span, base, compared, tokenizer)
+
+
+def audit_folders(
+    ready: Prepared,
+    out: Path,
+    attacks: Sequence[str],
+    budget: Budget | None,
+    document: dict[str, Any],
+    progress: Progress,
+) -> None:
+    """Score what has not been scored yet, and write it.
+
+    Raises:
+        UsageError: the output folder belongs to something else.
+        ImprintError: scores are not finite.
+    """
+    with open_ledger(out, ready.cell, ready.audit, attacks, budget, document) as ledger:
+        done = check_same(ledger, [one.fingerprint for one in ready.target.tuned])
+        left = ready.target.tuned[done:]
+        if not left and ledger.folder.done and ledger.has_base:
+            return progress.note("already done")
+        ledger.reopen()
+        progress.cells([ready.cell.label], [1], 1)
+        progress.base(ready.cell.label, ledger.measure_base(ready.compared), ready.audit)
+        for one in left:
+            _score(one, ready, ledger, progress)
+        ledger.finish()
+
+
+def _score(one: Tuned, ready: Prepared, ledger: Ledger, progress: Progress) -> None:
+    """Load a checkpoint, score and write it."""
+    from imprint.engine.costs import measured_scoring
+    from imprint.engine.forward import forward_of
+
+    model = _load(one, ready.base)
+    started = time.perf_counter()
+    forward = forward_of(model)
+    stats = ready.audit.stats(model, ready.base.budget, progress.scored, forward)
+    cost = measured_scoring(model, forward, ready.audit.scored, time.perf_counter() - started)
+    total = count_parameters(model)[1]
+    own = adapter_parameters(one.what) if isinstance(one.what, Adapter) else total
+    ledger.write(stats, one.name, cost, fingerprint=one.fingerprint, trainable=own, parameters=total)
+    progress.checkpoint(ready.cell.label, one.name, stats, ready.audit)
+
+
+def _load(one: Tuned, base: Base) -> nn.Module:
+    """The tuned model; a whole one takes the place of the base in memory."""
+    if isinstance(one.what, Adapter):
+        return attach(base.model, one.what)
+    base.release()
+    return load_model(one.what, base.dtype, base.device, base.quantize, base.device_map)
+
+
+def _max_length(given: int | None, target: Target) -> int:
+    """Tokens kept of a text: what fits into the context behind the virtual tokens, at most 1,024 unless asked for."""
+    room = target.base.context - target.virtual
+    if given and given > room:
+        raise UsageError(
+            f"--max-length {given} and {target.virtual} virtual tokens exceed the model's context of "
+            f"{target.base.context} tokens: give at most {room}"
+        )
+    return given or max(2, min(room, LONGEST_DEFAULT))
+
+
+def _check_same_tokens(target: Target, tokenizer: Any) -> None:
+    """The tuned model, its base and what it is compared with must mean the same by a token's number."""
+    known = tokenizer.get_vocab()
+    others = {target.base.path: target.base, target.reference.path: target.reference}
+    for path, located in others.items():
+        if path == target.tokenizer or not has_tokenizer(path):
+            continue
+        theirs = load_tokenizer(located).get_vocab()
+        if differ := [token for token, number in theirs.items() if known.get(token, number) != number]:
+            raise ModelError(
+                f"the tokenizer of {path} numbers {len(differ):,} tokens otherwise than that of "
+                f"{target.tokenizer or target.base.path}: these models cannot be compared on the same tokens"
+            )

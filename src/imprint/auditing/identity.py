@@ -1,0 +1,60 @@
+"""Ids that tell nobody whose record it is but the holder of a key.
+
+A record's id may be a customer's name, and a content hash can be guessed by whoever guesses the content. What is
+written carries HMAC-SHA256 of the id under a key that lies outside of the output folder; with the key and the ids at
+hand, anybody can find a record again: `hmac.new(key, id.encode(), "sha256").hexdigest()[:16]`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+from dataclasses import replace
+from pathlib import Path
+
+from imprint.data import Pool
+from imprint.errors import UsageError
+from imprint.types import Example
+
+DIGITS = 16
+SMALLEST = 16
+"""Bytes of a key that cannot be guessed."""
+
+
+def read_key(path: Path) -> bytes:
+    """The key in a file; a new one of 32 random bytes, for its owner alone to read, where there is no file.
+
+    Raises:
+        UsageError: the file cannot be read or made, or is too short for a key.
+    """
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_hex(32).encode())
+        key = path.read_bytes().strip()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--id-key {path} cannot be used ({error}): give a file that can be read or made") from None
+    if len(key) < SMALLEST:
+        raise UsageError(f"--id-key {path} holds {len(key)} bytes: a key has at least {SMALLEST}")
+    return key
+
+
+def pseudonym(key: bytes, label: str) -> str:
+    """
+    >>> pseudonym(b"0123456789abcdef", "customer 12")
+    '3a894d516c6f9b08'
+    """
+    return hmac.new(key, label.encode("utf-8", "surrogatepass"), "sha256").hexdigest()[:DIGITS]
+
+
+def hidden(pool: Pool, key: bytes) -> Pool:
+    """The same records under other ids and owners."""
+
+    def hide(example: Example) -> Example:
+        group = None if example.group is None else pseudonym(key, example.group)
+        return replace(example, id=pseudonym(key, example.id), group=group)
+
+    return replace(pool, parts={name: tuple(map(hide, part)) for name, part in pool.parts.items()})

@@ -1,0 +1,126 @@
+"""The output folder of an audit: the evidence of a base and of one checkpoint after another, as a run leaves it.
+
+It is laid out as that of `imprint run` (`store.py`), with the checkpoints for epochs, so that results, gates and
+reports are computed by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imprint.cells import broken, score_base
+from imprint.claim import claim
+from imprint.controls import measure_controls
+from imprint.errors import ImprintError, UsageError
+from imprint.recipe import AnyCell, AnyPlan
+from imprint.records import Audit
+from imprint.spec import AuditSpec, Budget, content_key
+from imprint.store import CellFolder, Store, atomic_folder, write_json, write_stats
+from imprint.types import TokenStats
+
+if TYPE_CHECKING:
+    from imprint.tuning.base import Base
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """An audit that is being written."""
+
+    store: Store
+    cell: AnyCell
+    audit: Audit
+
+    @property
+    def folder(self) -> CellFolder:
+        return self.store.cell(self.cell.spec.run_id)
+
+    def measure_base(self, base: Base) -> TokenStats:
+        """Epoch 0 and the evidence of the gates, if they are not there yet."""
+        stats = score_base(self.cell, self.audit, base, self.store)
+        measure_controls(self.cell, self.audit, base, self.store)
+        return stats
+
+    @property
+    def has_base(self) -> bool:
+        return self.store.gates(self.cell.base).is_dir()
+
+    def written(self) -> list[dict[str, Any]]:
+        """What is known of each checkpoint that has been scored: `name`, `fingerprint`, `step`, …"""
+        return [self.folder.meta(number) for number in range(1, self.folder.finished_epochs() + 1)]
+
+    def write(self, stats: TokenStats, name: str, cost: dict[str, Any], **about: Any) -> int:
+        """Add a checkpoint; its number.
+
+        Raises:
+            ImprintError: its scores cannot be used.
+        """
+        number = self.folder.finished_epochs() + 1
+        if reason := broken(stats, number):
+            raise ImprintError(f"{name} cannot be audited: {reason}")
+        meta = {
+            "epoch": number,
+            "name": name,
+            "tokens_trained": 0,
+            "tokens_scored": self.audit.tokens,
+            "validation_perplexity": self.audit.perplexity(stats),
+            "cost": cost,
+            **about,
+        }
+        with atomic_folder(self.folder.epoch(number)) as path:
+            write_stats(path / "stats.parquet", self.audit.kept(stats))
+            write_json(path / "meta.json", meta)
+        return number
+
+    def finish(self) -> None:
+        """Mark it complete."""
+        last = self.written()[-1]
+        sizes = {key: last.get(key) for key in ("trainable", "parameters")}
+        self.folder.finish(status="done", reason=None, **sizes)
+
+    def reopen(self) -> None:
+        """More checkpoints are to come."""
+        (self.folder.path / "done.json").unlink(missing_ok=True)
+
+
+def base_key(spec: AuditSpec) -> str:
+    """Names what is scored at epoch 0: (model compared with, data)."""
+    identity = spec.identity()
+    keys = ("model", "data", "version", *(["reference"] if spec.reference else []))
+    return content_key({key: identity[key] for key in keys})
+
+
+@contextmanager
+def open_ledger(
+    out: Path, cell: AnyCell, audit: Audit, attacks: Sequence[str], budget: Budget | None, document: dict[str, Any]
+) -> Iterator[Ledger]:
+    """Hold the folder and make it this audit's own.
+
+    Args:
+        document: what was asked for, for the report's annex.
+
+    Raises:
+        UsageError: the folder belongs to something else, is in use, or cannot be written.
+    """
+    store = Store(out)
+    with claim(store, AnyPlan(document, (cell,), tuple(attacks), budget)):
+        ledger = Ledger(store, cell, audit)
+        write_json(ledger.folder.path / "spec.json", cell.spec.model_dump(mode="json"))
+        yield ledger
+
+
+def check_same(ledger: Ledger, fingerprints: Sequence[str]) -> int:
+    """How many of the checkpoints have been scored already.
+
+    Raises:
+        UsageError: others have been.
+    """
+    known = [meta["fingerprint"] for meta in ledger.written()]
+    if known != list(fingerprints[: len(known)]):
+        raise UsageError(
+            f"--out {ledger.store.path} holds the audit of other weights: give another folder for this adapter"
+        )
+    return len(known)
