@@ -15,7 +15,7 @@ from imprint.spec import Budget, Columns, DataSpec, ModelSpec, Source, TrainSpec
 from imprint.tuning.methods import METHODS
 
 OUT = Path(__file__).parent.parent / "docs" / "recipe.md"
-HIDDEN = ("fingerprint",)  # filled in by the plan
+HIDDEN = ("fingerprint", "tokenizer")  # filled in by the plan
 
 HEAD = """# The keys of a recipe
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from imprint.data import Pool, read_pool
 from imprint.data import formats as formats_module
-from imprint.data.formats import content_id, part_name
+from imprint.data.formats import part_name
+from imprint.data.forms import content_id
 from imprint.errors import DataError
 from imprint.spec import DataSpec
 from imprint.types import Example

@@ -354,6 +354,9 @@ COUNTS = {
     "data.split": "official",
     "data.max_length": 63,
     "data.overlong": "refuse",
+    "data.loss": "all",
+    "data.eos": True,
+    "data.tokenizer": "e" * 64,
     "data.seed": 1,
     "data.repeat": 2,
     "data.fingerprint": "d" * 64,
@@ -380,6 +383,7 @@ IS_A_PLACE = {  # the fingerprints say what lies there, columns applied
     "data.source.split": "train",
     "data.source.revision": "v2",
     "data.group": "owner",
+    "data.subgroup": "language",
     "data.id": "key",
     "data.format": "text",
 }

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imprint.data import Pool, make_split, resolve_sizes
+from imprint.data import split as split_module
 from imprint.data.dedup import far_from_earlier, first_of_each, word_ids
 from imprint.data.split import Usable
 from imprint.errors import DataError
@@ -446,6 +447,72 @@ def test_official_split_needs_official_parts_and_enough() -> None:
     twice = {**official_pool().parts, "train": records(10, "a") + records(10, "a")}
     with pytest.raises(DataError, match=r"15 members asked for; .* 10 usable ones fall to that side; lower `members`"):
         make_split(Pool("p", twice), spec(split="official", members=15, tune_on=20, nonmembers=5, validation=5), 0)
+
+
+# ---- given split ----
+
+
+def given_pool(validation: bool = True) -> Pool:
+    """The official pool's records, by who was tuned on."""
+    parts = official_pool().parts
+    sides = {"member": parts["train"], "nonmember": parts["test"]}
+    return Pool("p", sides | ({"validation": parts["validation"]} if validation else {}))
+
+
+def test_given_sides_keep_apart_what_was_tuned_on() -> None:
+    split = make_split(given_pool(), spec(split="given"), 0)
+    assert {e.id for e in split.members} == {f"a{k}" for k in range(30)} | {"shared"}
+    assert {e.id for e in split.nonmembers} == {f"b{k}" for k in range(8)} | {"t-owner"}
+    assert {e.id for e in split.validation} == {f"c{k}" for k in range(6)}
+    assert split.extra == ()
+    assert split.dropped == {
+        "exact duplicate": 2,
+        "near duplicate": 1,
+        "group also among the tuned": 2,
+        "group also among the non-members": 1,
+    }
+
+
+def test_given_sides_need_no_validation() -> None:
+    asked = resolve_sizes(spec(split="given"), given_pool(validation=False))
+    assert (asked.members, asked.nonmembers, asked.validation, asked.tune_on) == (31, 12, None, 31)
+    assert DataSpec.model_validate(asked.model_dump()) == asked
+    assert resolve_sizes(asked, given_pool(validation=False)) == asked
+    split = make_split(given_pool(validation=False), asked, 0)
+    assert (len(split.members), len(split.nonmembers), split.validation) == (31, 9, ())
+
+
+def test_given_sides_are_drawn_by_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most so many of each by default; fewer where fewer are left."""
+    monkeypatch.setattr(split_module, "GIVEN_MOST", 12)
+    pool = Pool("p", {"member": records(60, "a", groups=10), "nonmember": records(13, "b"), "odd": records(5, "c")})
+    splits = [make_split(pool, spec(split="given"), seed) for seed in range(4)]
+    for split in splits:
+        assert (len(split.members), len(split.nonmembers)) == (12, 12)
+        sizes = [sum(e.group == group for e in split.members) for group in {e.group for e in split.members}]
+        assert sizes == [6, 6]
+        assert split.extra == ()
+    assert len({frozenset(e.group for e in split.members) for split in splits}) > 1
+    assert make_split(pool, spec(split="given"), 0) == splits[0]
+    bad = {f"b{n}" for n in range(5)}
+    fewer = make_split(pool, spec(split="given"), 0, lambda e: "short" if e.id in bad else None)
+    assert {e.id for e in fewer.nonmembers} == {f"b{n}" for n in range(5, 13)}
+    more = make_split(pool, spec(split="given", tune_on=20), 0)
+    assert (more.members, len(more.extra)) == (splits[0].members, 8)
+
+
+def test_given_sides_must_be_there_and_large_enough() -> None:
+    lonely = Pool("mail", {"member": records(5)})
+    with pytest.raises(
+        DataError, match=r"needs members and non-members, and mail has no nonmember; parts found: member"
+    ):
+        make_split(lonely, spec(split="given"), 0)
+    with pytest.raises(DataError, match=r"10 non-members asked for; .* 9 usable ones fall to that side; lower `nonm"):
+        make_split(given_pool(), spec(split="given", nonmembers=10), 0)
+    with pytest.raises(DataError, match=r"3 validation records asked for.* 0 usable"):
+        make_split(given_pool(validation=False), spec(split="given", validation=3), 0)
+    with pytest.raises(DataError, match=r"12 non-members asked for.* 0 usable ones"):
+        make_split(given_pool(), spec(split="given"), 0, lambda e: "short" if e.id[0] in "bt" else None)
 
 
 def test_order_of_sides_does_not_follow_the_file() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 import zlib
 from functools import cache
 
@@ -11,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imprint.data import Pool
-from imprint.data.tokens import Encoded, Encoder, batches, pad
+from imprint.data.templates import Templates
+from imprint.data.tokens import Encoded, Encoder, batches, pad, unusable
 from imprint.errors import DataError
 from imprint.records import prepare
 from imprint.scoring.score import token_stats
 from imprint.spec import DataSpec
-from imprint.types import Example
+from imprint.types import Chat, Example, Tokenized
+from tests.conftest import WORDS
 from tests.conftest import tokenizer as make_tokenizer
 from tests.tiny_models import build
 
@@ -29,8 +33,8 @@ def tokenizer(bos=False):
     return make_tokenizer(bos)
 
 
-def encode(prompt, target, max_length=LONG, bos=False, overlong="truncate"):
-    return Encoder(tokenizer(bos), max_length, overlong)(Example("x", prompt, target))
+def encode(prompt, target, max_length=LONG, bos=False, overlong="truncate", **how):
+    return Encoder(tokenizer(bos), max_length, overlong, **how)(Example("x", prompt, target))
 
 
 def ids_of(text, bos=False):
@@ -174,6 +178,26 @@ def test_nothing_is_ever_longer_than_max_length(bos, prompt, target, max_length)
     assert not record.scored[0]
 
 
+@pytest.mark.parametrize("bos", [False, True])
+@given(
+    prompt=st.text("the quickfox!:", max_size=30),
+    target=st.text("the quickfox!:", min_size=1, max_size=30),
+    max_length=st.integers(2, 30),
+)
+def test_keeping_the_start_cuts_the_end_alone(bos, prompt, target, max_length):
+    whole = encode(prompt, target, bos=bos)
+    record = encode(prompt, target, max_length, bos, "keep_start")
+    assert record.ids.tolist() == whole.ids[:max_length].tolist()
+    assert record.scored.tolist() == whole.scored[:max_length].tolist()
+    assert record.cut == ("target" if len(whole) > max_length else "")
+
+
+def test_a_start_without_a_target_is_not_usable():
+    record = encode("the quick fox jumps over: ", "lazy dog", 5, overlong="keep_start")
+    assert unusable(record) == "nothing to predict once cut to max_length"
+    assert record.zlib_bytes == len(zlib.compress(b""))
+
+
 def test_refusing_names_the_record_and_both_lengths():
     text = "the quick fox jumps over the lazy dog"
     length = len(ids_of(text))
@@ -202,6 +226,122 @@ def test_texts_made_equal_by_cutting_do_not_stand_on_both_sides():
         for record, role in zip(audit.scored, audit.roles, strict=True):
             sides.setdefault(record.ids.tobytes(), set()).add(role)
         assert all(len(roles) == 1 for roles in sides.values())
+
+
+@pytest.mark.parametrize("words", [WORDS, ["xyzxyz", "a", "!", "é😀"], ["the" * 40]])
+@pytest.mark.parametrize("apart", [" ", "", "\n\n"])
+@pytest.mark.parametrize("how", [{}, {"loss": "all"}, {"bos": True}, {"prompt": "a fox: ", "overlong": "keep_start"}])
+def test_a_book_is_not_read_to_its_end(words, apart, how):
+    """The first tokens are those of the whole text, though only a beginning of it is looked at."""
+    dice = random.Random(f"{words} {apart}")
+    book = apart.join(dice.choice(words) for _ in range(4000))
+    how = {"prompt": "", **how}
+    prompt = how.pop("prompt")
+    record = encode(prompt, book, 5, **how)
+    ids = [tokenizer(True).bos_token_id] * ("bos" in how) + ids_of(prompt + book, "bos" in how)
+    assert record.ids.tolist() == ids[:5]
+    assert record.cut == "target"
+
+
+def test_a_book_takes_no_longer_than_its_beginning():
+    book = "the quick fox " * 700_000
+    started = time.perf_counter()
+    assert len(encode("", book, 64)) == 64
+    assert time.perf_counter() - started < 1
+
+
+# ---- everything learned; the end of a text ----
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("overlong", ["truncate", "keep_start"])
+@pytest.mark.parametrize("max_length", [LONG, 9])
+def test_everything_is_scored_but_what_nothing_stands_before(bos, overlong, max_length):
+    text = ("the quick fox: ", "the lazy dog")
+    target = encode(*text, max_length, bos, overlong)
+    record = encode(*text, max_length, bos, overlong, loss="all")
+    assert record.ids.tolist() == target.ids.tolist()
+    assert record.scored.tolist() == [False, *[True] * (len(record) - 1)]
+    assert record.cut == target.cut
+    kept = record.ids[bos:] if record.cut else ids_of("".join(text))
+    assert record.zlib_bytes == len(zlib.compress(tokenizer().decode(kept).encode()))
+
+
+@pytest.mark.parametrize("prompt", ["", "the fox: "])
+@pytest.mark.parametrize("eos", [None, True, False])
+def test_whether_a_text_ends_with_eos(prompt, eos):
+    record = encode(prompt, "lazy dog", eos=eos)
+    wanted = bool(prompt) if eos is None else eos
+    assert record.ids.tolist() == ids_of(f"{prompt}lazy dog") + [tokenizer().eos_token_id] * wanted
+    assert record.scored[-1]
+    assert record.zlib_bytes == len(zlib.compress(b"lazy dog"))
+
+
+def test_no_second_eos_where_it_is_asked_for():
+    """As TRL, which looks whether it is there."""
+    assert encode("", "lazy dog</s>", eos=True).ids.tolist() == ids_of("lazy dog</s>")
+
+
+# ---- records in tokens ----
+
+
+def in_tokens(ids, learned, max_length=LONG, **how):
+    return Encoder(tokenizer(), max_length, **how)(Example("x", "", "", form=Tokenized(tuple(ids), tuple(learned))))
+
+
+def test_tokens_stay_as_they_are():
+    ids = ids_of("the quick fox jumps")
+    mask = [True, False, *[True] * (len(ids) - 2)]
+    record = in_tokens(ids, mask, eos=True)
+    assert record.ids.tolist() == ids
+    assert record.scored.tolist() == [False, False, *[True] * (len(ids) - 2)]
+    assert record.zlib_bytes == len(zlib.compress(tokenizer().decode(ids[2:]).encode()))
+    assert in_tokens(ids, mask, loss="all").scored.tolist() == [False, *[True] * (len(ids) - 1)]
+
+
+def test_tokens_are_cut_at_their_end():
+    ids = ids_of("the quick fox jumps over")
+    mask = [False, True, True, *[False] * (len(ids) - 3)]
+    assert [in_tokens(ids, mask, length).cut for length in (len(ids), 3, 2)] == ["", "prompt", "target"]
+    assert in_tokens(ids, mask, 2).ids.tolist() == ids[:2]
+    with pytest.raises(DataError, match=rf"'x' has {len(ids)} tokens"):
+        in_tokens(ids, mask, 3, overlong="refuse")
+
+
+def test_tokens_of_another_tokenizer_are_refused():
+    last = len(tokenizer()) - 1
+    assert in_tokens([1, last], [True, True]).ids.tolist() == [1, last]
+    with pytest.raises(
+        DataError, match=rf"record 'x' holds the token {last + 1}, and this tokenizer knows {last + 1}:"
+    ):
+        in_tokens([1, last + 1], [True, True])
+
+
+def test_nothing_learned_is_not_usable():
+    assert unusable(in_tokens([1, 2], [False, False])) == "no learned token"
+    assert unusable(in_tokens([1, 2], [True, False])) == "no learned token"
+
+
+def test_records_of_every_form_are_prepared_with_one_process():
+    """A pool of chats; one template for all of them, and the same ids as one by one."""
+    words = make_tokenizer()
+    words.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    chats = [
+        Chat(({"role": "user", "content": f"fox {n}"}, {"role": "assistant", "content": f"dog {n * n}"}), (1,))
+        for n in range(8)
+    ]
+    texts = tuple(Example(str(n), f"fox {n}", f"dog {n * n}", form=form) for n, form in enumerate(chats))
+    spec = DataSpec(source="x", split="given", members=4, nonmembers=4, max_length=LONG, seed=0)
+    audit = prepare(Pool("x", {"member": texts[:4], "nonmember": texts[4:]}), spec, words)
+    assert audit.roles == ("member",) * 4 + ("nonmember",) * 4
+    with Templates(words) as templates:
+        encoder = Encoder(words, LONG, templates=templates)
+        for example, record in zip(audit.examples, audit.scored, strict=True):
+            assert record.ids.tolist() == encoder(example).ids.tolist()
+            assert record.scored.sum() > 1
+    alone = Encoder(words, LONG)(texts[3])
+    assert words.decode(alone.ids) == "<user>fox 3<assistant>dog 9"
+    assert words.decode(alone.ids[alone.scored]) == "<assistant>dog 9"
 
 
 # ---- zlib ----

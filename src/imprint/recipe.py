@@ -127,7 +127,7 @@ def read_recipe(recipe: RecipeLike, overrides: Iterable[str] = ()) -> Document:
         UsageError: no such file, not YAML, neither a mapping nor a list of them, or an override without `=`.
     """
     plain = isinstance(recipe, str | Path)
-    document = _yaml(_text(Path(recipe)), str(recipe)) if plain else _copy(recipe)  # type: ignore[arg-type]
+    document = read_yaml(_text(Path(recipe)), str(recipe)) if plain else _copy(recipe)  # type: ignore[arg-type]
     grids = document if isinstance(document, list) and document else [document]
     if not all(isinstance(grid, dict) for grid in grids):
         where = recipe if plain else "recipe"
@@ -137,7 +137,7 @@ def read_recipe(recipe: RecipeLike, overrides: Iterable[str] = ()) -> Document:
         if not equals or not path:
             raise UsageError(f"--set {override!r}: expected KEY=VALUE, as in train.epochs=3")
         for grid in grids:
-            _put(grid, path.split("."), _yaml(value, f"--set {path}"), override)
+            _put(grid, path.split("."), read_yaml(value, f"--set {path}"), override)
     return document  # type: ignore[no-any-return]
 
 
@@ -150,7 +150,7 @@ def _text(path: Path) -> str:
         raise UsageError(f"recipe {path} cannot be read: {error}") from None
 
 
-def _yaml(text: str, where: str) -> Any:
+def read_yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -197,8 +197,8 @@ def plan(document: Mapping[str, Any] | Sequence[Mapping[str, Any]], dtype_of: An
         for key in ("attacks", "budget"):
             if grid.get(key) != grids[0].get(key):
                 raise UsageError(f"recipe: the grids of one recipe share their `{key}`: give the same in each")
-    attacks = _attacks(grids[0].get("attacks"))
-    budget = _budget(grids[0]["budget"], attacks) if grids[0].get("budget") is not None else None
+    attacks = attack_names(grids[0].get("attacks"))
+    budget = checked_budget(grids[0]["budget"], attacks) if grids[0].get("budget") is not None else None
     cells: dict[str, PlannedCell] = {}
     pools: dict[str, Pool] = {}
     for grid in grids:
@@ -210,7 +210,7 @@ def plan(document: Mapping[str, Any] | Sequence[Mapping[str, Any]], dtype_of: An
     return Plan(_copy(document), _labelled(list(cells.values())), attacks, budget)
 
 
-def _budget(given: Any, attacks: tuple[str, ...]) -> Budget:
+def checked_budget(given: Any, attacks: tuple[str, ...]) -> Budget:
     budget = validated(Budget, given, "budget")
     limits = budget.model_dump(exclude={"attack"})
     if not any(limit is not None for limit in limits.values()):
@@ -220,7 +220,7 @@ def _budget(given: Any, attacks: tuple[str, ...]) -> Budget:
     return budget
 
 
-def _attacks(given: Any) -> tuple[str, ...]:
+def attack_names(given: Any) -> tuple[str, ...]:
     names = list(ATTACKS) if given is None else [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not names:
         raise UsageError(f"attacks: expected a list of names ({', '.join(ATTACKS)})")
@@ -257,7 +257,7 @@ def _resolve(recipe: Recipe, pools: dict[str, Pool], dtype_of: Any) -> PlannedCe
         require(recipe.model.quantize)
     located = locate(recipe.model)
     method = resolve_method(recipe.method, located.hidden_size, recipe.train.learning_rate)
-    key = content_key(recipe.data.model_dump(include={"source", "format", "id", "group"}))
+    key = content_key(recipe.data.model_dump(include={"source", "format", "id", "group", "subgroup", "split", "loss"}))
     pool = pools.get(key) or pools.setdefault(key, read_pool(recipe.data))
     data = resolve_sizes(recipe.data, pool)
     data = data.model_copy(

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from imprint.data import Pool, make_split
+from imprint.data.templates import Templates
 from imprint.data.tokens import Encoded, Encoder, unusable
 from imprint.measures import perplexity
 from imprint.spec import DataSpec
@@ -134,14 +135,17 @@ def prepare(pool: Pool, spec: DataSpec, tokenizer: Any) -> Audit:
 
     Raises:
         DataError: fewer usable records than asked for, or a record too long where `overlong` is `refuse`.
+        ModelError: a chat cannot be rendered by the tokenizer's template.
     """
     assert spec.max_length is not None  # resolved by the plan,
     assert spec.seed is not None  # and so is this
-    encoded = _Encoding(Encoder(tokenizer, spec.max_length, spec.overlong))
-    split = make_split(pool, spec, spec.seed, encoded.usable)
-    examples = (*split.members, *split.nonmembers, *split.validation)
-    roles = ["member"] * len(split.members) + ["nonmember"] * len(split.nonmembers)
-    roles += ["validation"] * len(split.validation)
-    scored = tuple(encoded(example) for example in examples)
-    tuned = tuple(encoded(example) for example in (*split.members * spec.repeat, *split.extra))
+    with Templates(tokenizer, spec.loss) as templates:
+        encoder = Encoder(tokenizer, spec.max_length, spec.overlong, spec.loss, spec.eos, templates)
+        encoded = _Encoding(encoder)
+        split = make_split(pool, spec, spec.seed, encoded.usable)
+        examples = (*split.members, *split.nonmembers, *split.validation)
+        roles = ["member"] * len(split.members) + ["nonmember"] * len(split.nonmembers)
+        roles += ["validation"] * len(split.validation)
+        scored = tuple(encoded(example) for example in examples)
+        tuned = tuple(encoded(example) for example in (*split.members * spec.repeat, *split.extra))
     return Audit(examples, scored, tuple(roles), tuned, dict(split.dropped))

@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imprint.data.formats import Row, checked_text, content_id, folder_files, hub_rows, read_key, read_text, shown
+from imprint.data.formats import folder_files
+from imprint.data.forms import content_id
+from imprint.data.hub import hub_rows
 from imprint.data.pool import OFFICIAL_PARTS, Pool, file_rows, local_path, missing, nonempty
+from imprint.data.row import Row, checked_text, read_key, read_text, shown
 from imprint.errors import DataError
 from imprint.spec import Source, content_key
 from imprint.types import Example

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from imprint.data import formats
+from imprint.data import formats, forms
+from imprint.data.hub import hub_rows
+from imprint.data.row import Row, side_of
 from imprint.errors import DataError, unknown
 from imprint.spec import DataSpec, canonical_json
 from imprint.types import Example
@@ -26,6 +28,7 @@ class Pool:
     Args:
         name: short, for display: the file's stem, the benchmark's name or the Hub id.
         parts: `train`, `validation` and `test` where the source has them; other names as they are; or `all` alone.
+            With `split: given`: `member`, `nonmember` and perhaps `validation`.
         dropped: records left out while reading, by reason.
         paper: sizes of the paper's protocol (`members`, `nonmembers`, `tune_on`), for `split: official`.
     """
@@ -49,9 +52,15 @@ class Pool:
         digest = hashlib.sha256()
         for name in self.part_names:
             for e in self.parts[name]:
-                line = canonical_json([name, e.id, e.prompt, e.target, e.group]) + "\n"
+                line = canonical_json([name, e.id, e.prompt, e.target, e.group, *_beside(e)]) + "\n"
                 digest.update(line.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
+
+
+def _beside(e: Example) -> list[dict[str, object]]:
+    """What only some records have: of others nothing, so that their fingerprints stay what they were."""
+    form = forms.form_document(e.form) if e.form is not None else None
+    return [{"subgroup": e.subgroup, "form": form}] if e.subgroup is not None or form is not None else []
 
 
 def read_pool(spec: DataSpec) -> Pool:
@@ -80,13 +89,13 @@ def read_pool(spec: DataSpec) -> Pool:
         kinds = "a file, a folder, a Hub id of the form owner/name, world/… or a benchmark"
         raise DataError(f"{unknown('data source', source.name, BENCHMARKS)} Expected {kinds}.")
     dropped: Counter[str] = Counter()
-    return _pool(spec, source.name, formats.hub_rows(source, wanted=formats.wanted_columns(spec)), dropped)
+    return pooled(spec, source.name, hub_rows(source, wanted=forms.wanted_columns(spec)), dropped)
 
 
 def _refuse_columns(spec: DataSpec, keys: tuple[str, ...]) -> None:
     """A source with a fixed layout: an option that would be ignored is refused."""
     given = [key for key in keys if getattr(spec.source, key) is not None]
-    given += [key for key in ("id", "group") if getattr(spec, key) is not None]
+    given += [key for key in ("id", "group", "subgroup") if getattr(spec, key) is not None]
     given += ["format"] if spec.format != "auto" else []
     if given:
         raise DataError(f"{spec.source.name} brings its own texts, ids and groups; leave out `{given[0]}`.")
@@ -116,28 +125,34 @@ def _read_local(spec: DataSpec, path: Path | None) -> Pool:
     given = [key for key in ("config", "split", "revision") if getattr(spec.source, key) is not None]
     if given:
         raise DataError(f"`{given[0]}` is for Hub data sets, and {path} is local; leave it out.")
-    wanted = formats.wanted_columns(spec)
+    wanted = forms.wanted_columns(spec)
     dropped: Counter[str] = Counter()
-    rows: dict[str, Iterator[formats.Row]]
+    rows: dict[str, Iterator[Row]]
     if path.is_dir():
         rows = {part: file_rows(files, dropped, wanted) for part, files in formats.folder_files(path).items()}
     else:
         rows = {"all": formats.read_rows(path, path.name, dropped, wanted)}
-    return _pool(spec, spec.source.name if spec.source.path else path.resolve().stem, rows, dropped)
+    return pooled(spec, spec.source.name if spec.source.path else path.resolve().stem, rows, dropped)
 
 
-def file_rows(
-    files: Iterable[tuple[str, Path]], dropped: Counter[str], wanted: Iterable[str] = ()
-) -> Iterator[formats.Row]:
+def file_rows(files: Iterable[tuple[str, Path]], dropped: Counter[str], wanted: Iterable[str] = ()) -> Iterator[Row]:
     """The rows of the files of one part, one file after the other."""
     columns = frozenset(wanted)
     return itertools.chain.from_iterable(formats.read_rows(path, label, dropped, columns) for label, path in files)
 
 
-def _pool(spec: DataSpec, name: str, rows: dict[str, Iterator[formats.Row]], dropped: Counter[str]) -> Pool:
+def pooled(spec: DataSpec, name: str, rows: dict[str, Iterator[Row]], dropped: Counter[str]) -> Pool:
+    """The rows of every part as a pool; with `split: given` the parts are those that the rows themselves name.
+
+    Raises:
+        DataError: a row cannot be used, or none holds text.
+    """
     seen: dict[str, str] = {}
-    parts = {part: tuple(formats.examples(rows[part], spec, seen, dropped)) for part in sorted(rows)}
-    return nonempty(Pool(name, {part: kept for part, kept in parts.items() if kept}, dict(dropped)))
+    parts: dict[str, list[Example]] = {}
+    for part in sorted(rows):
+        for row, example in forms.examples(rows[part], spec, seen, dropped):
+            parts.setdefault(side_of(row) if spec.split == "given" else part, []).append(example)
+    return nonempty(Pool(name, {part: tuple(found) for part, found in parts.items()}, dict(dropped)))
 
 
 def nonempty(pool: Pool) -> Pool:

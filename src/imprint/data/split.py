@@ -1,8 +1,9 @@
 """A pool → who is tuned on, who is not, and who measures perplexity.
 
 Duplicates go first, since a text on both sides makes a leak look like none; then either all records are divided by
-the seed, whole groups at a time, or the source's own parts are taken. The result depends on the pool's content, the
-numbers asked for and the seed alone; who is scored does not depend on `tune_on`.
+the seed, whole groups at a time, or the source's own parts are taken, or those that the records themselves name. The
+result depends on the pool's content, the numbers asked for and the seed alone; who is scored does not depend on
+`tune_on`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,14 @@ from imprint.errors import DataError
 from imprint.spec import DataSpec
 from imprint.types import Example, Split
 
-SIDES = {"members": "train", "nonmembers": "test", "validation": "validation"}
-"""Side of a split → the official part it is drawn from."""
+SIDES = ("members", "nonmembers", "validation")
+PARTS = {
+    "official": dict(zip(SIDES, ("train", "test", "validation"), strict=True)),
+    "given": dict(zip(SIDES, ("member", "nonmember", "validation"), strict=True)),
+}
+"""Kind of split → side → the part it is drawn from."""
+GIVEN_MOST = 2000
+"""Records of a part that `split: given` scores by default: with as many on both sides, an AUC of .5 ± .018."""
 DEFAULTS = {"members": 1000, "nonmembers": 1000, "validation": 500}
 
 Usable = Callable[[Example], str | None]
@@ -37,55 +44,60 @@ def resolve_sizes(spec: DataSpec, pool: Pool) -> DataSpec:
     """The same recipe with every number filled in.
 
     Defaults of a random split are 1,000 members, 1,000 non-members and 500 for validation; of the official one the
-    paper's numbers, or the whole part where it is smaller.
+    paper's numbers, or the whole part where it is smaller; of a given one the whole part, at most 2,000 of it, and no
+    validation where there is none.
 
     Raises:
-        DataError: `tune_on` is less than `members`, or the source lacks an official part.
+        DataError: `tune_on` is less than `members`, or the source lacks a part.
     """
-    sizes = {side: getattr(spec, side) or DEFAULTS[side] for side in SIDES}
-    tune_on = spec.tune_on or sizes["members"]
-    if spec.split == "official":
-        _check_parts(pool)
-        have = {side: len(pool.parts[part]) for side, part in SIDES.items()}
-        wish = {side: pool.paper.get(side, DEFAULTS[side]) for side in SIDES}
-        sizes = {side: getattr(spec, side) or min(wish[side], have[side]) for side in SIDES}
-        tune_on = spec.tune_on or max(sizes["members"], min(pool.paper.get("tune_on", 0), have["members"]))
+    sizes, tuned = dict(DEFAULTS), 0
+    if spec.split != "random":
+        _check_parts(pool, spec.split)
+        have = {side: len(pool.parts.get(part, ())) for side, part in PARTS[spec.split].items()}
+        wish = DEFAULTS | pool.paper if spec.split == "official" else dict.fromkeys(SIDES, GIVEN_MOST)
+        sizes = {side: min(wish[side], have[side]) for side in SIDES}
+        tuned = min(pool.paper.get("tune_on", 0), have["members"])
+    sizes = {side: getattr(spec, side) or sizes[side] for side in SIDES}
+    tune_on = spec.tune_on or max(sizes["members"], tuned)
     if tune_on < sizes["members"]:
         raise DataError(
             f"`tune_on: {tune_on}` is less than `members: {sizes['members']}`, and every member is tuned on; "
             "raise `tune_on` or lower `members`."
         )
-    return spec.model_copy(update=sizes | {"tune_on": tune_on})
+    return spec.model_copy(update={**sizes, "validation": sizes["validation"] or None, "tune_on": tune_on})
 
 
 def make_split(pool: Pool, spec: DataSpec, seed: int, usable: Usable = lambda e: None) -> Split:
     """Divide a pool.
 
     Members, non-members and validation are the same whatever `tune_on` is; a larger `tune_on` adds to the extra
-    records of a smaller one. With `split: official` a number equal to the size of a part means: all of it that is left
-    after filtering.
+    records of a smaller one. With `split: official` or `given` a number equal to the size of a part, or to the default,
+    means: all of it that is left after filtering.
 
     Args:
         usable: why a record cannot be scored ("one token only"), or None; such records are passed over and counted.
             Asked once of a record: of members, then of non-members, of validation and of extra records.
 
     Raises:
-        DataError: there are fewer records than asked for, the source lacks an official part, or the sizes contradict
-            each other.
+        DataError: there are fewer records than asked for, the source lacks a part, or the sizes contradict each
+            other.
     """
     spec = resolve_sizes(spec, pool)
     dropped = Counter(pool.dropped)
-    names = SIDES.values() if spec.split == "official" else pool.part_names
-    records = _without_duplicates([(e, name) for name in names for e in pool.parts[name]], spec, dropped)
+    parts = PARTS.get(spec.split)
+    names = parts.values() if parts else pool.part_names
+    found = [(e, name) for name in names for e in pool.parts.get(name, ())]
+    records = _without_duplicates(found, spec, dropped)
     rng = np.random.Generator(np.random.PCG64(seed))
-    want = {side: getattr(spec, side) for side in SIDES}
-    if spec.split == "official":
-        sides = {side: [r for r in records if r.part == part] for side, part in SIDES.items()}
+    want = {side: getattr(spec, side) or 0 for side in SIDES}
+    if parts:
+        sides = {side: [r for r in records if r.part == part] for side, part in parts.items()}
     else:
         sides = _assign(records, want, rng)
-    queues = {side: iter(_shuffled(sides[side], rng)) for side in SIDES}
+    order = _shuffled_groups if spec.split == "given" else _shuffled
+    queues = {side: iter(order(sides[side], rng)) for side in SIDES}
     drawn = {side: _draw(queues[side], want[side], usable, dropped) for side in SIDES}
-    beside = queues["members"] if spec.split == "official" else _left_to_tune_on(queues, drawn, rng)
+    beside = queues["members"] if parts else _left_to_tune_on(queues, drawn, rng)
     extra = _draw(beside, (spec.tune_on or 0) - want["members"], usable, dropped)
     have = {side: len(drawn[side]) for side in SIDES} | {"tune_on": len(drawn["members"]) + len(extra)}
     for option, size in have.items():
@@ -106,7 +118,7 @@ def _without_duplicates(found: list[tuple[Example, str]], spec: DataSpec, droppe
     words = word_ids(e for e, _ in found)
     keep = first_of_each(words)
     dropped["exact duplicate"] += len(records) - int(keep.sum())
-    if spec.split == "official":
+    if spec.split in PARTS:
         keep &= _one_part_a_group(records, keep.tolist(), dropped)
     left = np.flatnonzero(keep).tolist()
     far = far_from_earlier([words[n] for n in left], [groups[n] for n in left])
@@ -118,7 +130,8 @@ def _one_part_a_group(records: list[_Record], keep: list[bool], dropped: Counter
     """A group belongs to the first part it occurs in: tuned before non-members before validation."""
     owner: dict[int, str] = {}
     own = np.ones(len(records), bool)
-    called = {"train": "group also among the tuned", "test": "group also among the non-members"}
+    called = dict.fromkeys(("train", "member"), "group also among the tuned")
+    called |= dict.fromkeys(("test", "nonmember"), "group also among the non-members")
     for n, record in enumerate(records):
         own[n] = owner.setdefault(record.group, record.part) == record.part
         if keep[n] and not own[n]:
@@ -132,17 +145,26 @@ def _assign(records: list[_Record], want: dict[str, int], rng: np.random.Generat
     Shares are in proportion to the sizes asked for. Where every group is one record no side ends a whole record
     short of its share, hence none below its size if the pool is large enough.
     """
-    groups: dict[int, list[_Record]] = {}
-    for record in records:
-        groups.setdefault(record.group, []).append(record)
     total = sum(want.values())
     lacking = {side: len(records) * size for side, size in want.items()}  # in units of 1/total of a record
     sides: dict[str, list[_Record]] = {side: [] for side in want}
-    for bundle in _shuffled(list(groups.values()), rng):
+    for bundle in _shuffled(_bundles(records), rng):
         side = max(lacking, key=lacking.__getitem__)
         lacking[side] -= total * len(bundle)
         sides[side] += bundle
     return sides
+
+
+def _bundles(records: list[_Record]) -> list[list[_Record]]:
+    """The records of each group together, groups in the order of their first."""
+    groups: dict[int, list[_Record]] = {}
+    for record in records:
+        groups.setdefault(record.group, []).append(record)
+    return list(groups.values())
+
+
+def _shuffled_groups(records: list[_Record], rng: np.random.Generator) -> list[_Record]:
+    return [record for bundle in _shuffled(_bundles(records), rng) for record in bundle]
 
 
 def _left_to_tune_on(
@@ -174,21 +196,33 @@ def _draw(queue: Iterator[_Record], size: int, usable: Usable, dropped: Counter[
     return drawn
 
 
-def _check_parts(pool: Pool) -> None:
-    lacking = [part for part in SIDES.values() if part not in pool.parts]
-    if lacking:
+def _check_parts(pool: Pool, kind: str) -> None:
+    needed = list(PARTS[kind].values())[: 3 if kind == "official" else 2]
+    lacking = next((part for part in needed if part not in pool.parts), None)
+    if lacking is None:
+        return
+    found = f"{pool.name} has no {lacking}; parts found: {', '.join(pool.part_names)}"
+    if kind == "official":
         raise DataError(
-            f"`split: official` needs the parts train, test and validation, and {pool.name} has no {lacking[0]}; "
-            f"parts found: {', '.join(pool.part_names)}. Use `split: random`."
+            f"`split: official` needs the parts train, test and validation, and {found}. Use `split: random`."
         )
+    raise DataError(f"`split: given` needs members and non-members, and {found}. Say so in a column `member`.")
 
 
 def _check_size(pool: Pool, spec: DataSpec, option: str, have: int, total: int) -> None:
-    want = getattr(spec, option)
-    whole = spec.split == "official" and want == len(pool.parts[SIDES.get(option, "train")])
-    if have >= want or (whole and have > 0):
+    want = getattr(spec, option) or 0
+    if have >= want or (have > 0 and want in _all_there_is(pool, spec, option)):
         return
     called = {"nonmembers": "non-members", "validation": "validation records", "tune_on": "records to tune on"}
     asked = f"{want} {called.get(option, option)}"
     left = f"{total} of {len(pool)} records are left after filtering, and {have} usable ones fall to that side"
     raise DataError(f"{pool.name}: {asked} asked for; {left}; lower `{option}` or bring more data.")
+
+
+def _all_there_is(pool: Pool, spec: DataSpec, option: str) -> tuple[int, ...]:
+    """Numbers that stand for all of a part that is left."""
+    if spec.split not in PARTS:
+        return ()
+    parts = PARTS[spec.split]
+    size = len(pool.parts.get(parts.get(option, parts["members"]), ()))
+    return (size, min(size, GIVEN_MOST)) if spec.split == "given" else (size,)

@@ -3,11 +3,15 @@
 The rules, the same for training and scoring:
 
 * a text starts with whatever the tokenizer itself puts in front (a BOS for Llama, nothing for GPT-2);
-* the target's tokens are scored, the prompt's are context; the first token of a sequence has nothing before it and is
-  never scored, so without a BOS the first token of a plain text is not;
+* the target's tokens are scored, the prompt's are context, or with `loss: all` scored as well; the first token of a
+  sequence has nothing before it and is never scored, so without a BOS the first token of a plain text is not;
 * a target that follows a prompt ends with the tokenizer's EOS, because learning when to stop is part of it; plain
-  text ends where it ends;
-* what is longer than `max_length` loses the start of its prompt first, then the end of its target, and is counted.
+  text ends where it ends. `eos` says otherwise for both: where it is true, a text that ends so already gets no second;
+* what is longer than `max_length` loses the start of its prompt first, then the end of its target, or with
+  `overlong: keep_start` its end alone, and is counted.
+
+A chat is its template's text, to which nothing is added, and a token is scored if one of its characters is learned. A
+record in tokens stays as it is. Both are cut at their end.
 """
 
 from __future__ import annotations
@@ -21,8 +25,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imprint.errors import DataError
-from imprint.types import Example
+from imprint.data.templates import Rendered, Templates
+from imprint.errors import DataError, ModelError
+from imprint.types import Chat, Example, Tokenized
+
+CHARACTERS = 64
+"""Of a text whose end is cut, so many characters a token that is kept are looked at, or a book would take as long as a
+shelf of letters: tokens depend on what is near them, and half of those found so are thrown away."""
 
 
 @dataclass(frozen=True)
@@ -53,42 +62,125 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes examples for one tokenizer and one maximum length."""
+    """Encodes examples for one tokenizer and one maximum length.
+
+    Attributes:
+        templates: renders chats; without it each has a process of its own.
+    """
 
     tokenizer: Any
     max_length: int
     overlong: str = "truncate"
+    loss: str = "target"
+    eos: bool | None = None
+    templates: Templates | None = None
 
     def __call__(self, example: Example) -> Encoded:
         """
         Raises:
-            DataError: the record is longer than `max_length` and `overlong` is `refuse`.
+            DataError: the record is longer than `max_length` and `overlong` is `refuse`; it is in tokens that are not
+                this tokenizer's.
+            ModelError: a chat cannot be rendered, or the tokenizer does not say where its tokens come from.
         """
+        if isinstance(example.form, Chat):
+            return self._whole(example, *self._told(self._rendered(example.id, example.form)))
+        if isinstance(example.form, Tokenized):
+            self._check_known(example.id, example.form.ids)
+            return self._whole(example, list(example.form.ids), np.array(example.form.learned, bool))
+        return self._text(example)
+
+    def _text(self, example: Example) -> Encoded:
         start = self._opening
-        text = self._ids(example.prompt + example.target)
-        boundary = _common(self._ids(example.prompt), text) if example.prompt else 0
+        ids_of = self._ids if example.prompt and self.overlong == "truncate" else self._first_ids
+        text = ids_of(example.prompt + example.target)
+        boundary = _common(ids_of(example.prompt), text) if example.prompt else 0
         prompt, target = text[:boundary], text[boundary:]
-        if example.prompt and self.tokenizer.eos_token_id is not None:
+        if self._ends(example, text):
             target = [*target, self.tokenizer.eos_token_id]
         room, cut = self.max_length - len(start), ""
         if len(prompt) + len(target) > room:
-            if self.overlong == "refuse":
-                raise DataError(
-                    f"record {example.id!r} has {len(start) + len(prompt) + len(target)} tokens, more than "
-                    f"max_length {self.max_length}: shorten it or say `overlong: truncate`"
-                )
-            kept = max(room - len(target), 0)
-            prompt, cut = prompt[len(prompt) - kept :], "prompt"
-            if len(target) > room:
-                target, cut = target[:room], "target"
+            self._refuse_if_asked(example.id, len(start) + len(prompt) + len(target))
+            if self.overlong == "keep_start":
+                prompt, target, cut = prompt[:room], target[: max(room - len(prompt), 0)], "target"
+            else:
+                kept = max(room - len(target), 0)
+                prompt, cut = prompt[len(prompt) - kept :], "prompt"
+                if len(target) > room:
+                    target, cut = target[:room], "target"
         ids = np.array([*start, *prompt, *target], dtype=np.int32)
-        scored = np.arange(len(ids)) >= max(len(start) + len(prompt), 1)
-        scored_text = self.tokenizer.decode(target) if cut == "target" else example.target
-        return Encoded(example.id, ids, scored, len(zlib.compress(scored_text.encode("utf-8", "replace"))), cut)
+        if self.loss == "all":
+            scored = np.arange(len(ids)) >= 1
+            scored_text = self.tokenizer.decode([*prompt, *target]) if cut else example.prompt + example.target
+        else:
+            scored = np.arange(len(ids)) >= max(len(start) + len(prompt), 1)
+            scored_text = self.tokenizer.decode(target) if cut == "target" else example.target
+        return Encoded(example.id, ids, scored, _zlib_bytes(scored_text), cut)
+
+    def _ends(self, example: Example, text: list[int]) -> bool:
+        """Whether an EOS is put behind a text."""
+        end = self.tokenizer.eos_token_id
+        if end is None or self.eos is None:
+            return end is not None and bool(example.prompt)
+        return self.eos and text[-1:] != [end]
+
+    def _whole(self, example: Example, ids: list[int], learned: NDArray[np.bool_]) -> Encoded:
+        """A sequence that is complete as it is, cut at its end."""
+        scored = np.ones(len(ids), bool) if self.loss == "all" else learned
+        cut = ""
+        if len(ids) > self.max_length:
+            self._refuse_if_asked(example.id, len(ids))
+            cut = "target" if scored[self.max_length :].any() else "prompt"
+        kept, scored = np.array(ids[: self.max_length], np.int32), scored[: self.max_length].copy()
+        scored[:1] = False
+        return Encoded(example.id, kept, scored, _zlib_bytes(self.tokenizer.decode(kept[scored].tolist())), cut)
+
+    def _rendered(self, record: str, chat: Chat) -> Rendered:
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise ModelError(
+                f"the tokenizer {type(self.tokenizer).__name__} does not say which characters a token comes from, so "
+                "the turns of a conversation cannot be told apart: use one with a tokenizer.json"
+            )
+        if self.templates is not None:
+            return self.templates(record, chat)
+        with Templates(self.tokenizer, self.loss) as templates:
+            return templates(record, chat)
+
+    def _told(self, rendered: Rendered) -> tuple[list[int], NDArray[np.bool_]]:
+        """Ids of a rendered chat, and which of them have a learned character: one across a boundary belongs to it."""
+        text = rendered.text
+        for size in self._sizes(text):
+            found = self.tokenizer(text[:size], add_special_tokens=False, return_offsets_mapping=True)
+            if len(found["input_ids"]) >= 2 * self.max_length:
+                break
+        starts, ends = np.array(found["offset_mapping"], np.int64).reshape(-1, 2).T
+        learned = np.zeros(len(starts), bool)
+        for start, end in rendered.spans:
+            learned |= (starts < end) & (ends > start)
+        learned[-1:] |= any(end > size for _, end in rendered.spans)  # what was not looked at
+        return list(found["input_ids"]), learned
+
+    def _check_known(self, record: str, ids: Sequence[int]) -> None:
+        if max(ids) >= self._vocabulary:
+            raise DataError(
+                f"record {record!r} holds the token {max(ids)}, and this tokenizer knows {self._vocabulary}: it was "
+                "made with another one"
+            )
+
+    def _refuse_if_asked(self, record: str, length: int) -> None:
+        if self.overlong == "refuse":
+            raise DataError(
+                f"record {record!r} has {length} tokens, more than max_length {self.max_length}: shorten it or say "
+                "`overlong: truncate`"
+            )
 
     def usable(self, example: Example) -> str | None:
         """Why a record cannot be scored, or None."""
         return unusable(self(example))
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        """One more than the largest id that stands for anything."""
+        return 1 + int(max(self.tokenizer.get_vocab().values()))
 
     @cached_property
     def _opening(self) -> list[int]:
@@ -103,10 +195,31 @@ class Encoder:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
+    def _first_ids(self, text: str) -> list[int]:
+        """All ids of a text, or of a long one at least twice as many as are kept."""
+        for size in self._sizes(text):
+            ids = self._ids(text[:size])
+            if len(ids) >= 2 * self.max_length:
+                break
+        return ids
+
+    def _sizes(self, text: str) -> list[int]:
+        """How many characters of a text to look at: a beginning if that does, or all of it."""
+        few = CHARACTERS * self.max_length
+        return [few, len(text)] if len(text) > 2 * few and self.overlong != "refuse" else [len(text)]
+
 
 def unusable(record: Encoded) -> str | None:
     """Why a record cannot be scored, or None."""
-    return None if record.scored.any() else "one token and no BOS: nothing to predict"
+    if record.scored.any():
+        return None
+    if record.cut:
+        return "nothing to predict once cut to max_length"
+    return "no learned token" if len(record) > 1 else "one token and no BOS: nothing to predict"
+
+
+def _zlib_bytes(text: str) -> int:
+    return len(zlib.compress(text.encode("utf-8", "replace")))
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
