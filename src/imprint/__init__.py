@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "run": "imprint.runs",
+    "audit": "imprint.auditing.api",
     "results": "imprint.rows",
     "METHODS": "imprint.tuning.methods",
     "ATTACKS": "imprint.attacks",
@@ -21,10 +22,11 @@ _WHERE = {
     "tpr_at_fpr": "imprint.measures",
     "ImprintError": "imprint.errors",
 }
-__all__ = ["ATTACKS", "METHODS", "ImprintError", "auc", "paired_auc", "results", "run", "tpr_at_fpr"]
+__all__ = ["ATTACKS", "METHODS", "ImprintError", "auc", "audit", "paired_auc", "results", "run", "tpr_at_fpr"]
 
 if TYPE_CHECKING:
     from imprint.attacks import ATTACKS
+    from imprint.auditing.api import audit
     from imprint.errors import ImprintError
     from imprint.measures import auc, paired_auc, tpr_at_fpr
     from imprint.rows import results

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imprint.cli_audit import audit_command, doctor_command, gate_command, plan_command
 from imprint.errors import ImprintError, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -160,6 +161,10 @@ def recommend_command(
     raise typer.Exit(0 if all(advice.chosen for advice in found) else 1)
 
 
+app.command("audit")(audit_command)
+app.command("gate")(gate_command)
+app.command("plan")(plan_command)
+app.command("doctor")(doctor_command)
 studies = typer.Typer(help="The paper's tables, figures and observations, and what it left open.", no_args_is_help=True)
 app.add_typer(studies, name="study")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,7 +50,14 @@ class Prepared:
 
 
 def prepare_folders(
-    target: Target, pool: Pool, data: DataSpec, loss: str, key: bytes, show_text: bool, runtime: Runtime
+    target: Target,
+    pool: Pool,
+    data: DataSpec,
+    loss: str,
+    key: bytes,
+    show_text: bool,
+    runtime: Runtime,
+    template: str | None = None,
 ) -> Prepared:
     """Split and encode the records as they were trained on, and load what is needed to find out how that was.
 
@@ -60,6 +68,7 @@ def prepare_folders(
         loss: `auto`, `target` or `all`: which tokens were trained on.
         key: hides ids and owners.
         show_text: whether tokens may be written.
+        template: the chat template, where it is not the tokenizer's own.
 
     Raises:
         UsageError: the data or the models cannot be used as asked.
@@ -73,13 +82,15 @@ def prepare_folders(
         compared = Base.of(target.reference, model, runtime)
     tokenizer = load_tokenizer(target.base, target.tokenizer)
     _check_same_tokens(target, tokenizer)
+    if template is not None:
+        tokenizer.chat_template = template
     private = hidden(pool, key)
     data = resolve_sizes(data, private).model_copy(
         update={
             "fingerprint": private.fingerprint,
             "max_length": _max_length(data.max_length, target),
             "seed": data.seed or 0,
-            "tokenizer": tokenizer_fingerprint(target.tokenizer) if target.tokenizer else "",
+            "tokenizer": _tokenizer_key(target, template),
         }
     )
     span = None
@@ -119,6 +130,8 @@ def audit_folders(
         ledger.reopen()
         progress.cells([ready.cell.label], [1], 1)
         progress.base(ready.cell.label, ledger.measure_base(ready.compared), ready.audit)
+        if not ready.audit.private:
+            ledger.write_texts(ready.tokenizer)
         for one in left:
             _score(one, ready, ledger, progress)
         ledger.finish()
@@ -143,7 +156,7 @@ def _score(one: Tuned, ready: Prepared, ledger: Ledger, progress: Progress) -> N
 def _load(one: Tuned, base: Base) -> nn.Module:
     """The tuned model; a whole one takes the place of the base in memory."""
     if isinstance(one.what, Adapter):
-        return attach(base.model, one.what)
+        return attach(base.model, one.what)  # type: ignore[no-any-return]
     base.release()
     return load_model(one.what, base.dtype, base.device, base.quantize, base.device_map)
 
@@ -157,6 +170,12 @@ def _max_length(given: int | None, target: Target) -> int:
             f"{target.base.context} tokens: give at most {room}"
         )
     return given or max(2, min(room, LONGEST_DEFAULT))
+
+
+def _tokenizer_key(target: Target, template: str | None) -> str:
+    """What sets the tokens apart from those of the base's own tokenizer; empty where nothing does."""
+    own = tokenizer_fingerprint(target.tokenizer) if target.tokenizer else ""
+    return own if template is None else hashlib.sha256(f"{own}\n{template}".encode()).hexdigest()
 
 
 def _check_same_tokens(target: Target, tokenizer: Any) -> None:

@@ -23,23 +23,34 @@ SMALLEST = 16
 
 
 def read_key(path: Path) -> bytes:
-    """The key in a file; a new one of 32 random bytes, for its owner alone to read, where there is no file.
+    """The key in a file; a new one of 32 random bytes where there is no file: `keep_key` writes it.
 
     Raises:
-        UsageError: the file cannot be read or made, or is too short for a key.
+        UsageError: the file cannot be read, or is too short for a key.
     """
     try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(secrets.token_hex(32).encode())
-        key = path.read_bytes().strip()
+        key = path.read_bytes().strip() if path.exists() else secrets.token_hex(32).encode()
     except (OSError, ValueError) as error:
-        raise UsageError(f"--id-key {path} cannot be used ({error}): give a file that can be read or made") from None
+        raise UsageError(f"--id-key {path} cannot be read ({error}): give a file, or a name for a new one") from None
     if len(key) < SMALLEST:
         raise UsageError(f"--id-key {path} holds {len(key)} bytes: a key has at least {SMALLEST}")
     return key
+
+
+def keep_key(path: Path, key: bytes) -> None:
+    """Write a new key, for its owner alone to read; one that is there stays as it is.
+
+    Raises:
+        UsageError: the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(key)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise UsageError(f"--id-key {path} cannot be made ({error}): give another file") from None
 
 
 def pseudonym(key: bytes, label: str) -> str:

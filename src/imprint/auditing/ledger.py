@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from imprint.cells import broken, score_base
 from imprint.claim import claim
 from imprint.controls import measure_controls
@@ -19,7 +21,7 @@ from imprint.errors import ImprintError, UsageError
 from imprint.recipe import AnyCell, AnyPlan
 from imprint.records import Audit
 from imprint.spec import AuditSpec, Budget, content_key
-from imprint.store import CellFolder, Store, atomic_folder, write_json, write_stats
+from imprint.store import CellFolder, Store, atomic_folder, write_json, write_stats, write_table
 from imprint.types import TokenStats
 
 if TYPE_CHECKING:
@@ -47,6 +49,12 @@ class Ledger:
     @property
     def has_base(self) -> bool:
         return self.store.gates(self.cell.base).is_dir()
+
+    def write_texts(self, tokenizer: Any) -> None:
+        """The scored records as text, for a report that was allowed to show it."""
+        texts = [tokenizer.decode(record.ids) for record in self.audit.scored]
+        table = pa.table({"id": [record.id for record in self.audit.scored], "text": texts})
+        write_table(self.store.base(self.cell.base) / "texts.parquet", table)
 
     def written(self) -> list[dict[str, Any]]:
         """What is known of each checkpoint that has been scored: `name`, `fingerprint`, `step`, …"""

@@ -6,7 +6,9 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -27,13 +29,39 @@ _ADAPTED = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 _KINDS = {"PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt", "P_TUNING": "p_tuning"}
 
 
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Modules of its own around the same weights, in evaluation mode, with the forward pass of its class.
+
+    A trainer may have put its own in the place of the whole model's (mixed precision, a loss that never sees all
+    logits), and such a function keeps calling the model that it was made for.
+    """
+    copied = shared_copy(model)
+    for module in (copied, base_of(copied)):
+        if "forward" not in vars(module):
+            continue
+        if hook := getattr(module, "_hf_hook", None):  # Accelerate moves the inputs to the device of the layer
+            module._old_forward = MethodType(type(module).forward, module)
+            module.forward = partial(_hooked, module, hook)
+        else:
+            del module.forward
+    config: Any = base_of(copied).config
+    if isinstance(config.dtype, str):  # once it has been saved
+        config.dtype = getattr(torch, config.dtype)
+    return copied.eval()
+
+
+def _hooked(module: Any, hook: Any, *args: Any, **kwargs: Any) -> Any:
+    args, kwargs = hook.pre_forward(module, *args, **kwargs)
+    return hook.post_forward(module, module._old_forward(*args, **kwargs))
+
+
 def pristine(model: PeftModel) -> nn.Module:
     """The model below an adapter as it was before: modules of its own around the same weights.
 
     Raises:
         UsageError: the adapter has been merged into the weights.
     """
-    base: nn.Module = base_of(shared_copy(model))
+    base: nn.Module = base_of(plain_copy(model))
     tuned = [(path, module) for path, module in base.named_modules() if isinstance(module, _ADAPTED)]
     done: list[str] = []
     for path, module in tuned:
@@ -41,7 +69,15 @@ def pristine(model: PeftModel) -> nn.Module:
             continue  # what lies inside of an adapted module went with it
         _put(base, path, _original(module))
         done.append(path)
-    return base.requires_grad_(False).eval()
+    return base.eval()
+
+
+def base_trains(model: nn.Module) -> bool:
+    """Whether training changes what `pristine` would give: the whole model, or some of the weights below an adapter."""
+    if not isinstance(model, PeftModel):
+        return True
+    below = {id(parameter) for parameter in pristine(model).parameters()}
+    return any(parameter.requires_grad and id(parameter) in below for parameter in model.parameters())
 
 
 def _original(module: Any) -> nn.Module:
@@ -63,7 +99,7 @@ def _put(root: nn.Module, path: str, module: nn.Module) -> None:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """What is done inside leaves no trace: random numbers, modes and what trains are as before.
 
-    Weights are only read. Gradients are not touched, as passes over copies keep none for the weights that they share.
+    Weights are only read. Gradients are not touched: a copy that is tuned freezes the weights that it shares.
     """
     modes = [(module, module.training) for module in model.modules()]
     trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -81,6 +117,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.set_rng_state(numbers)
         if of_gpus:
             torch.cuda.set_rng_state_all(of_gpus)
+            torch.cuda.empty_cache()  # training had all the memory there was
 
 
 def method_of(model: nn.Module) -> MethodSpec:

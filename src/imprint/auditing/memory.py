@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 from torch import nn
 
 from imprint.auditing.identity import hidden
-from imprint.auditing.ledger import base_key
-from imprint.auditing.live import located, method_of, pristine
+from imprint.auditing.ledger import base_key, check_same, open_ledger
+from imprint.auditing.live import located, method_of, plain_copy, pristine, undisturbed, weights_fingerprint
 from imprint.data import Pool, resolve_sizes
 from imprint.engine.costs import measured_scoring
 from imprint.engine.forward import forward_of
 from imprint.errors import UsageError
 from imprint.recipe import LONGEST_DEFAULT, AnyCell
 from imprint.records import Audit, prepare
-from imprint.spec import AuditSpec, DataSpec, ModelSpec
+from imprint.scoring.score import token_stats
+from imprint.spec import AuditSpec, Budget, DataSpec, ModelSpec
 from imprint.tuning.base import Base
 from imprint.tuning.models import count_parameters
 
 if TYPE_CHECKING:
+    from imprint.data.tokens import Encoded
     from imprint.types import TokenStats
 
 
@@ -48,6 +52,7 @@ def prepare_live(
     reference: nn.Module | None = None,
     token_budget: int | None = None,
     show_text: bool = False,
+    known: ModelSpec | None = None,
 ) -> Live:
     """Encode the records, and find the base.
 
@@ -60,14 +65,17 @@ def prepare_live(
         reference: what the model is compared with; needed for a whole one that has been tuned.
         token_budget: tokens of one forward pass.
         show_text: whether tokens may be written.
+        known: the base as it was found before the training, where that has changed it since and its scores are kept.
 
     Raises:
         UsageError: there is no base to compare with, or the data cannot be used as asked.
     """
-    if reference is None and not isinstance(model, PeftModel):
+    if reference is None and known is None and not isinstance(model, PeftModel):
         raise UsageError("a whole model has no adapter to turn off: give the model it was tuned from as `reference`")
-    below = reference if reference is not None else pristine(model)
+    below = reference if reference is not None else pristine(model) if known is None else plain_copy(model)
     place, method = located(below), method_of(model)
+    if known is not None:
+        place = replace(place, path=Path(known.name), fingerprint=known.fingerprint)
     precision = str(next(below.parameters()).dtype).removeprefix("torch.")
     private = hidden(pool, key)
     room = place.context - int(method.options.get("tokens", 0))
@@ -91,11 +99,39 @@ def _named(name: str, fingerprint: str, precision: str) -> ModelSpec:
     )
 
 
-def score_live(model: nn.Module, live: Live) -> tuple[TokenStats, dict[str, Any], dict[str, int]]:
-    """The model as it is now: its scores, what they cost, and its tuned and all parameters."""
+def score_live(model: nn.Module, records: Sequence[Encoded], budget: int) -> tuple[TokenStats, dict[str, Any]]:
+    """The scores of a model as it is now, and what they cost; the model itself is not called."""
     started = time.perf_counter()
-    forward = forward_of(model)
-    stats = live.audit.stats(model, live.base.budget, None, forward)
-    cost = measured_scoring(model, forward, live.audit.scored, time.perf_counter() - started)
-    total, below = (count_parameters(one)[1] for one in (model, live.base.model))
-    return stats, cost, {"trainable": total - below if isinstance(model, PeftModel) else total, "parameters": total}
+    copied = plain_copy(model)
+    forward = forward_of(copied)
+    stats = token_stats(copied, records, budget, None, forward)
+    return stats, measured_scoring(copied, forward, records, time.perf_counter() - started)
+
+
+def sizes_of(model: nn.Module, base: Base) -> dict[str, int]:
+    """Tuned and all parameters."""
+    total, below = (count_parameters(one)[1] for one in (model, base.model))
+    return {"trainable": total - below if isinstance(model, PeftModel) else total, "parameters": total}
+
+
+def audit_live(
+    model: nn.Module,
+    live: Live,
+    out: Path,
+    attacks: Sequence[str],
+    budget: Budget | None,
+    document: dict[str, Any],
+) -> None:
+    """Score the base and the model as it is now, and write both.
+
+    Raises:
+        UsageError: the output folder belongs to something else.
+        ImprintError: scores are not finite.
+    """
+    fingerprint = weights_fingerprint(model)
+    with open_ledger(out, live.cell, live.audit, attacks, budget, document) as ledger, undisturbed(model):
+        ledger.measure_base(live.base)
+        if not check_same(ledger, [fingerprint]):
+            stats, cost = score_live(model, live.audit.scored, live.base.budget)
+            ledger.write(stats, "in memory", cost, fingerprint=fingerprint, **sizes_of(model, live.base))
+        ledger.finish()

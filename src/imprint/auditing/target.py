@@ -82,7 +82,7 @@ def find_target(model: ModelSpec | None, adapters: Sequence[str], reference: str
     if len(kinds) > 1:
         raise UsageError("--adapter: some folders hold adapters and some whole models; audit them one kind at a time")
     if model is None:
-        model = ModelSpec(name=_named_base(tuned))
+        model = _named_base(tuned)
     base = locate(model)
     method = _method(tuned)
     compared = locate(ModelSpec(name=reference)) if reference else base
@@ -144,14 +144,15 @@ def _tuned(folder: Path) -> Tuned:
     return Tuned(folder.resolve().name, locate(ModelSpec(name=str(folder.resolve()))))
 
 
-def _named_base(tuned: Sequence[Tuned]) -> str:
-    names = {one.what.base if isinstance(one.what, Adapter) else "" for one in tuned}
-    if len(names) > 1:
-        raise UsageError(f"--adapter: the adapters name different bases ({', '.join(sorted(names))}): give --model")
-    [name] = names
+def _named_base(tuned: Sequence[Tuned]) -> ModelSpec:
+    named = {(one.what.base, one.what.revision) for one in tuned if isinstance(one.what, Adapter)}
+    if len(named) > 1:
+        shown = ", ".join(sorted(name for name, _ in named))
+        raise UsageError(f"--adapter: the adapters name different bases ({shown}): give --model")
+    [(name, revision)] = named or {("", None)}
     if not name:
         raise UsageError(f"{tuned[0].path} does not say what it was tuned from: name its base with --model")
-    return name
+    return ModelSpec(name=name, revision=revision)
 
 
 def _method(tuned: Sequence[Tuned]) -> MethodSpec:

@@ -1,0 +1,204 @@
+"""An audit, top to bottom: find out, prepare, score, judge."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from imprint.auditing.groups import read_records
+from imprint.auditing.identity import keep_key, read_key
+from imprint.data.given import Records
+from imprint.errors import UsageError
+from imprint.progress import Progress
+from imprint.recipe import attack_names, checked_budget
+from imprint.release import Release, release
+from imprint.rows import load_grid
+from imprint.runs import finish
+from imprint.spec import DataSpec, ModelSpec, Runtime, Source, validated
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from imprint.auditing.folders import Prepared
+    from imprint.auditing.memory import Live
+
+    Ready: TypeAlias = "Prepared | Live"
+
+LOSSES = ("auto", "target", "all")
+MAX_TEMPLATE = 1_000_000
+"""Characters."""
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit found.
+
+    Attributes:
+        frame: one row per measurement, as in `results.parquet`.
+        release: the gates, and the verdict on the budget; `str()` of an audit is its paragraph.
+        path: the output folder; None where none was asked for.
+    """
+
+    frame: pd.DataFrame
+    release: Release
+    path: Path | None
+
+    def __str__(self) -> str:
+        from imprint.report.gate import paragraph
+
+        return paragraph(self.release)
+
+
+def audit(
+    model: nn.Module | ModelSpec | str | Path | None,
+    tokenizer: Any = None,
+    members: Records | None = None,
+    nonmembers: Records | None = None,
+    *,
+    adapter: str | Path | Sequence[str | Path] = (),
+    reference: nn.Module | str | Path | None = None,
+    data: Mapping[str, Any] | None = None,
+    loss: str = "auto",
+    template: str | Path | None = None,
+    attacks: Sequence[str] | None = None,
+    budget: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    id_key: str | Path | None = None,
+    show_text: bool = False,
+    runtime: Runtime | None = None,
+    progress: Progress | None = None,
+    preflight: Callable[[Ready], None] | None = None,
+) -> Audited:
+    """Audit a tuned model: one in memory with its tokenizer, or folders.
+
+    Args:
+        model: a model in memory (with an adapter, or whole); or the base's name or folder, None for the one that the
+            adapter names.
+        tokenizer: that of the training; for a model in memory.
+        members: records that it was tuned on: a file, rows, texts or a `datasets.Dataset`.
+        nonmembers: records that it was not; None where a column `member` or `split` of `members` says who was.
+        adapter: folders, or patterns such as `out/checkpoint-*`; each may hold an adapter or a whole model.
+        reference: what the tuned model is compared with (default: the same weights with the adapter off).
+        data: keys of a recipe's `data`: `format`, `loss`, `eos`, `max_length`, `overlong`, `group`, `subgroup`, `id`,
+            `members`, `nonmembers` (at most so many, default 2,000 each), `seed`.
+        loss: which tokens it was trained on: `target`, `all`, or `auto`: found out from what tuning changed (folders),
+            `target` in memory.
+        template: file with the chat template of the training, where the tokenizer has none or another one.
+        attacks: names (default: all).
+        budget: `{"auc": 0.55}`, as in a recipe.
+        out: output folder (default: none is kept).
+        id_key: file with the key that hides ids (default: beside the folder, `<out>.key`; made where there is none).
+        show_text: whether what is written may tell the texts.
+        runtime: device and memory.
+        progress: where to report; silent by default.
+        preflight: is shown what is about to be scored, before anything is written.
+
+    Raises:
+        UsageError: something cannot be used as asked; nothing has been written.
+        ImprintError: the audit could not finish; the same call continues it.
+    """
+    from torch import nn
+
+    if members is None:
+        raise UsageError("members are missing: give the records that the model was tuned on")
+    if loss not in LOSSES:
+        raise UsageError(f"loss: expected {', '.join(LOSSES)}, not {loss!r}")
+    if not isinstance(members, str | os.PathLike) and not hasattr(members, "column_names"):
+        members = list(members)  # looked at twice
+    names, runtime = attack_names(None if attacks is None else list(attacks)), runtime or Runtime()
+    limits = checked_budget(budget, names) if budget else None
+    asked = {**(data or {}), **({} if loss == "auto" else {"loss": loss})}
+    pool, spec = read_records(_data_spec(asked, members), members, nonmembers)
+    with _folder(out) as folder:
+        key_file = Path(id_key) if id_key else folder.with_name(f"{folder.name}.key")
+        key = read_key(key_file)
+        ready: Ready
+        how = loss
+        write: Callable[..., None]
+        if isinstance(model, nn.Module):
+            from imprint.auditing.memory import audit_live, prepare_live
+
+            below = reference if reference is None or isinstance(reference, nn.Module) else _loaded(reference, model)
+            ready = prepare_live(model, tokenizer, pool, spec, key, below, runtime.token_budget, show_text)
+            write = partial(audit_live, model, ready)
+        else:
+            from imprint.auditing.folders import audit_folders, prepare_folders
+            from imprint.auditing.target import find_target
+
+            target = find_target(_model_spec(model), _names(adapter), _named(reference))
+            told = None if template is None else _template(template)
+            ready = prepare_folders(target, pool, spec, loss, key, show_text, runtime, told)
+            write = partial(audit_folders, ready, progress=progress or Progress())
+            how = f"on {ready.span}" if ready.span else how
+        if preflight:
+            preflight(ready)
+        keep_key(key_file, key)
+        document: dict[str, Any] = {"audit": _named(model), "adapter": _names(adapter), "reference": _named(reference)}
+        document |= {"members": _named(members), "nonmembers": _named(nonmembers), "data": dict(data or {})}
+        document |= {"loss": how, "attacks": list(names)}
+        write(folder, attacks=names, budget=limits, document=document)
+        grid = load_grid(folder)
+        frame = finish(grid)
+        return Audited(frame, release(grid, frame), Path(out) if out else None)
+
+
+def _data_spec(given: Mapping[str, Any], members: Records) -> DataSpec:
+    """How the records are read; cut as most trainers cut unless something else is asked for."""
+    for key in ("source", "split", "validation", "tune_on", "repeat", "tokenizer", "fingerprint"):
+        if key in given:
+            raise UsageError(f"data.{key}: an audit has its records from `members` and `nonmembers`; leave it out")
+    name = Path(members).name if isinstance(members, str | os.PathLike) else "records"
+    source = Source(name=name)
+    return validated(DataSpec, {"source": source, "split": "given", "overlong": "keep_start", **given}, "data")
+
+
+def _model_spec(model: Any) -> ModelSpec | None:
+    return model if model is None or isinstance(model, ModelSpec) else ModelSpec(name=str(model))
+
+
+def _template(path: str | Path) -> str:
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"template {path} cannot be read ({error}): give a file in Jinja, as UTF-8") from None
+    if len(text) > MAX_TEMPLATE:
+        raise UsageError(f"template {path} has {len(text):,} characters: a chat template has at most {MAX_TEMPLATE:,}")
+    return text
+
+
+def _loaded(reference: str | Path, model: nn.Module) -> nn.Module:
+    """The model to compare with, in the precision and on the device of the tuned one."""
+    from imprint.tuning.locate import locate
+    from imprint.tuning.models import load_model
+
+    weights = next(model.parameters())
+    precision = str(weights.dtype).removeprefix("torch.")
+    return load_model(locate(ModelSpec(name=str(reference))), precision, weights.device)
+
+
+def _names(adapter: str | Path | Sequence[str | Path]) -> list[str]:
+    return [str(adapter)] if isinstance(adapter, (str, Path)) else [str(one) for one in adapter]
+
+
+def _named(thing: Any) -> str | None:
+    """How something is told in the annex of a report."""
+    if thing is None or isinstance(thing, (str, Path)):
+        return None if thing is None else str(thing)
+    return thing.name if isinstance(thing, ModelSpec) else f"in memory ({type(thing).__name__})"
+
+
+@contextmanager
+def _folder(out: str | Path | None) -> Iterator[Path]:
+    """The output folder; a temporary one, in a folder of its own, where none is asked for."""
+    if out is not None:
+        yield Path(out)
+        return
+    with tempfile.TemporaryDirectory(prefix="imprint-") as temporary:
+        yield Path(temporary) / "audit"

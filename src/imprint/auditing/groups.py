@@ -1,0 +1,58 @@
+"""What a column `group` means where nobody has said so: the owner of a record, or a property of it.
+
+Both are called groups. An owner's records are all on one side, or a non-member would be about somebody the model knows;
+a language or a region is on both, and leakage can be compared between its values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from imprint.data import Pool
+from imprint.data.formats import folder_files, read_rows
+from imprint.data.given import Records, read_sides
+from imprint.spec import DataSpec
+from imprint.subgroups import SMALLEST
+
+COLUMN = "group"
+
+
+def read_records(spec: DataSpec, members: Records, nonmembers: Records | None) -> tuple[Pool, DataSpec]:
+    """The records, and the columns by which they were found to belong together.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    if spec.group or spec.subgroup or COLUMN not in _columns(members):
+        return read_sides(spec, members, nonmembers), spec
+    pool = read_sides(spec.model_copy(update={"group": COLUMN}), members, nonmembers)
+    if not _compared(pool):
+        return pool, spec.model_copy(update={"group": COLUMN})
+    parts = {
+        name: tuple(replace(example, group=None, subgroup=example.group) for example in part)
+        for name, part in pool.parts.items()
+    }
+    return replace(pool, parts=parts), spec.model_copy(update={"subgroup": COLUMN})
+
+
+def _columns(members: Records) -> Collection[str]:
+    """The names of the columns, of the first record."""
+    if isinstance(members, str | os.PathLike):
+        path = Path(members).expanduser()
+        files = folder_files(path) if path.is_dir() else {"": [(path.name, path)]}
+        [(label, file), *_] = next(iter(files.values()))
+        return next(read_rows(file, label, Counter())).columns
+    names = getattr(members, "column_names", None)  # of a `datasets.Dataset`
+    first = next(iter(members), None) if names is None else None
+    return names or (first.keys() if isinstance(first, Mapping) else ())
+
+
+def _compared(pool: Pool) -> bool:
+    """Whether some value has enough records on both sides to compare it with others."""
+    sides = [[example.group for example in pool.parts.get(name, ())] for name in ("member", "nonmember")]
+    shared = {label for label in sides[0] if label is not None} & set(sides[1])
+    return any(min(side.count(label) for side in sides) >= SMALLEST for label in shared)
