@@ -23,7 +23,7 @@ def claim(store: Store, planned: AnyPlan) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            _check_folder(store)
+            check_folder(store)
             stack.enter_context(store.alone())
             if (store.path / "recipe.lock.json").exists():
                 if store.shared is None:  # else nothing is lost: the cells lie in the shared folder
@@ -36,7 +36,11 @@ def claim(store: Store, planned: AnyPlan) -> Iterator[None]:
         yield
 
 
-def _check_folder(store: Store) -> None:
+def check_folder(store: Store) -> None:
+    """
+    Raises:
+        UsageError: it is a file, or holds what is not Imprint's.
+    """
     if store.path.exists() and not store.path.is_dir():
         raise UsageError(f"--out {store.path} is a file: expected a folder")
     if not store.path.is_dir() or (store.path / "recipe.lock.json").exists():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from imprint.auditing.groups import read_records
 from imprint.auditing.identity import keep_key, read_key
+from imprint.claim import check_folder
 from imprint.data.given import Records
 from imprint.errors import UsageError
 from imprint.progress import Progress
@@ -21,6 +22,7 @@ from imprint.release import Release, release
 from imprint.rows import load_grid
 from imprint.runs import finish
 from imprint.spec import DataSpec, ModelSpec, Runtime, Source, validated
+from imprint.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,6 +119,7 @@ def audit(
     asked = {**(data or {}), **({} if loss == "auto" else {"loss": loss})}
     pool, spec = read_records(_data_spec(asked, members), members, nonmembers)
     with _folder(out) as folder:
+        check_folder(Store(folder))
         key_file = Path(id_key) if id_key else folder.with_name(f"{folder.name}.key")
         key = read_key(key_file)
         ready: Ready

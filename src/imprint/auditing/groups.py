@@ -10,11 +10,11 @@ import os
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from imprint.data import Pool
 from imprint.data.formats import folder_files, read_rows
 from imprint.data.given import Records, read_sides
+from imprint.data.pool import local_path
 from imprint.spec import DataSpec
 from imprint.subgroups import SMALLEST
 
@@ -42,7 +42,9 @@ def read_records(spec: DataSpec, members: Records, nonmembers: Records | None) -
 def _columns(members: Records) -> Collection[str]:
     """The names of the columns, of the first record."""
     if isinstance(members, str | os.PathLike):
-        path = Path(members).expanduser()
+        path = local_path(os.fspath(members))
+        if path is None:
+            return ()  # which is told where it is read
         files = folder_files(path) if path.is_dir() else {"": [(path.name, path)]}
         [(label, file), *_] = next(iter(files.values()))
         return next(read_rows(file, label, Counter())).columns

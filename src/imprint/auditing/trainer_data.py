@@ -22,6 +22,7 @@ from imprint.spec import DataSpec, Source, validated
 
 _FOUND = ("source", "split", "validation", "tune_on", "repeat", "tokenizer", "fingerprint")
 """Keys of a recipe's `data` that an audit finds out itself."""
+_NO_TEXT = ("pixel_", "image_", "video_", "audio_", "input_features")
 UNPACKED = "give `members` and `nonmembers` as the records before packing, or train without packing"
 
 
@@ -187,6 +188,8 @@ def _collated(side: Side, trainer: Any, loader: Any) -> Callable[[Any, int], dic
 def _tokens(batch: Any, row: Any, where: str) -> dict[str, Any]:
     if not {"input_ids", "labels"} <= {*batch}:
         raise DataError(f"{where}: the trainer's collator makes no `input_ids` and `labels` of it: nothing to score")
+    if beside := [key for key in batch if key.startswith(_NO_TEXT)]:
+        raise DataError(f"{where} comes with {beside[0]}: records of images or sounds cannot be audited")
     shapes = [tuple(batch[key].shape) for key in ("input_ids", "labels", "attention_mask") if key in batch]
     if any(len(shape) != 2 or shape[0] != 1 for shape in shapes):
         raise DataError(
@@ -198,9 +201,13 @@ def _tokens(batch: Any, row: Any, where: str) -> dict[str, Any]:
             f"{where}: its labels are not its own tokens: only a causal loss with labels that are not shifted can be "
             "audited"
         )
-    mask, positions = (batch[key][0].tolist() if key in batch else None for key in ("attention_mask", "position_ids"))
+    mask, positions = (
+        batch[key][0].tolist() if key in batch and batch[key].ndim == 2 else None
+        for key in ("attention_mask", "position_ids")
+    )
+    kept = positions if mask is None or positions is None else [p for p, on in zip(positions, mask, strict=True) if on]
     told = row if isinstance(row, Mapping) else {}
-    texts = [len(told.get("seq_lengths") or ()), *map(_texts, (positions, told.get("position_ids")))]
+    texts = [len(told.get("seq_lengths") or ()), *map(_texts, (kept, told.get("position_ids")))]
     if max(*texts, *(mask or ())) > 1:
         raise DataError(f"{where} is several records in one: {UNPACKED}")
     return {"input_ids": ids, "labels": labels, "attention_mask": mask or _filled(positions, len(ids))}
