@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +20,17 @@ from imprint.store import checksum
 
 TINY = Path(__file__).parent.parent / "tiny"
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
-_HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", *_TOKENIZER_FILES]
+_TEMPLATE_FILES = ("chat_template*", "additional_chat_templates/*.jinja")
+_HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", *_TOKENIZER_FILES, *_TEMPLATE_FILES]
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_LARGEST_JSON, _LARGEST_INDEX, _LARGEST_TEMPLATE = 1 << 24, 1 << 26, 1 << 20
+"""Bytes. Tokenizers list their added tokens in a configuration; an index names every tensor; templates are a page."""
+_COUNTS = {"num_hidden_layers", "n_layer", "num_layers", "num_local_experts", "num_experts", "n_routed_experts"}
+_MOST_MODULES = 4096
+"""Layers, or experts of one, that are built before the first weight is read."""
+_OLD_PATHS = {"special_tokens_map_file"}
+"""Where it lay for whoever saved it: never opened."""
+_TOKENIZER_CLASS = re.compile(r"\w{0,80}(Tokenizer|TokenizerFast|Backend)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -65,14 +76,9 @@ def locate(spec: ModelSpec) -> Located:
     config_file = path / "config.json"
     if not config_file.is_file():
         raise ModelError(f"{path} is no Transformers model folder: config.json is missing")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise ModelError(f"{config_file} cannot be read as JSON ({error})") from None
-    if not isinstance(config, dict) or not isinstance(config.get("text_config", {}) or {}, dict):
+    config = json_object(config_file)
+    if not isinstance(config.get("text_config", {}) or {}, dict):
         raise ModelError(f"{config_file} should hold a JSON object, and so should its text_config")
-    if any("/" in str(config.get(key) or "") for key in ("_attn_implementation", "attn_implementation")):
-        raise ModelError(f"{config_file} asks for an attention kernel from the Hub, which is code: remove that key")
     if (path / "adapter_config.json").exists():
         raise ModelError(
             f"{path} holds a PEFT adapter (adapter_config.json), which would be applied unasked: "
@@ -86,7 +92,93 @@ def locate(spec: ModelSpec) -> Located:
         raise ModelError(
             f"{path} holds no safetensors weights, {found}: load it where you trust it and `save_pretrained` it again"
         )
+    _check_config(config_file, config)
+    for index in sorted(path.glob("*.safetensors.index.json")):
+        _check_index(index)
     return Located(path, _fingerprint(path), config)
+
+
+def json_object(file: Path, limit: int = _LARGEST_JSON, finite: bool = False) -> dict[str, Any]:
+    """The JSON object in a file that somebody else wrote.
+
+    Args:
+        limit: the most bytes that it may have.
+        finite: refuse NaN and Infinity, which Python reads and JSON does not know.
+
+    Raises:
+        ModelError: it is too large, or no JSON object.
+    """
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(limit + 1)
+        if len(data) > limit:
+            raise ModelError(f"{file} is larger than {limit:,} bytes: it is no configuration")
+        document = json.loads(data.decode("utf-8"), parse_constant=_not_finite if finite else None)
+    except (ValueError, OSError, RecursionError) as error:
+        raise ModelError(f"{file} cannot be read as JSON ({error})") from None
+    if not isinstance(document, dict):
+        raise ModelError(f"{file} should hold a JSON object")
+    return document
+
+
+def _not_finite(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _check_config(file: Path, config: dict[str, Any]) -> None:
+    """What Transformers would fetch, import or build for a configuration that it is given."""
+    for key, value in _everywhere(config):
+        if "_implementation" in f"_{key}" and "/" in str(value or ""):
+            raise ModelError(f"{file} asks for a kernel from the Hub ({key}), which is code: remove that key")
+        if key in _COUNTS and isinstance(value, int) and value > _MOST_MODULES:
+            raise ModelError(f"{file}: {key} is {value:,}: expected at most {_MOST_MODULES:,}")
+        if key in ("quantization_config", "compression_config") and value:
+            _check_quantisation(file, key, value)
+
+
+def _check_quantisation(file: Path, key: str, value: Any) -> None:
+    """Whoever quantised a model names the library that unpacks it: kernels that are compiled or fetched on the way.
+
+    Only bitsandbytes is known here (`quantised.py`): its four bits, and its eight without a threshold, above which a
+    token's score would depend on the texts beside it.
+    """
+    told: dict[str, Any] = value if isinstance(value, dict) else {}
+    bits = told.get("quant_method") == "bitsandbytes"
+    if not (bits and (told.get("load_in_4bit") is True or told.get("llm_int8_threshold") == 0)):
+        raise ModelError(
+            f"{file}: {key} asks for quant_method {ascii(told.get('quant_method'))[:40]}: only weights that are not "
+            "quantised, or by bitsandbytes in 4 bits, can be loaded; give the model in 16 or 32 bits"
+        )
+
+
+def _everywhere(document: Any) -> Iterator[tuple[str, Any]]:
+    """Keys and values of an object and of all within it."""
+    waiting = [document]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield from one.items()
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+
+
+def _check_index(file: Path) -> None:
+    """A shard is a file in the same folder."""
+    shards = json_object(file, _LARGEST_INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise ModelError(f"{file}: weight_map should say for each tensor which file holds it")
+    used = not (file.parent / file.name.removesuffix(".index.json")).exists()
+    for name in sorted(set(shards.values())):
+        if not _is_plain(name) or not name.endswith(".safetensors"):
+            raise ModelError(f"{file}: weight_map names {ascii(name)[:80]}: expected safetensors files in this folder")
+        if used and not (file.parent / name).is_file():
+            raise ModelError(f"{file}: weight_map names {ascii(name)[:80]}, which is missing: fetch the folder again")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is one of a file in the same folder, on any system."""
+    return Path(name).name == name and not set("\\:\0") & set(name)
 
 
 def _folder(spec: ModelSpec) -> Path:
@@ -123,17 +215,58 @@ def _snapshot(spec: ModelSpec) -> Path:
 
 
 def _fingerprint(path: Path) -> str:
-    names = {
-        file.name
-        for pattern in ("config.json", "*.safetensors", "*.safetensors.index.json", *_TOKENIZER_FILES)
-        for file in path.glob(pattern)
-        if file.is_file()
-    }
+    return _digest(path, ("config.json", "*.safetensors", "*.safetensors.index.json", *_TOKENIZER_FILES))
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """SHA-256 over the files of a tokenizer, the chat template among them."""
+    return _digest(folder, (*_TOKENIZER_FILES, *_TEMPLATE_FILES))
+
+
+def _digest(path: Path, patterns: Sequence[str]) -> str:
+    files = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
     digest = hashlib.sha256()
-    for name in sorted(names):
-        stat = (path / name).stat()
-        digest.update(f"{name}:{_checksum(path / name, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    for name, file in sorted((file.relative_to(path).as_posix(), file) for file in files):
+        stat = file.stat()
+        digest.update(f"{name}:{_checksum(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
     return digest.hexdigest()
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Whether a tokenizer can be loaded without more than its own files, and without a template too large to read.
+
+    Raises:
+        ModelError: names the file and the key.
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        document = json_object(folder / name) if (folder / name).is_file() else {}
+        kind = document.get("tokenizer_class")
+        if kind is not None and not (isinstance(kind, str) and _TOKENIZER_CLASS.fullmatch(kind)):
+            raise ModelError(
+                f"{folder / name}: tokenizer_class is {ascii(kind)[:60]}: expected a tokenizer of Transformers"
+            )
+        for key, value in document.items():
+            names = value if isinstance(value, list) else [value]
+            if key in _OLD_PATHS or not key.endswith(("_file", "_files")):
+                continue
+            if foreign := [one for one in names if isinstance(one, str) and not _is_plain(one)]:
+                raise ModelError(
+                    f"{folder / name}: {key} names {ascii(foreign[0])[:80]}: a tokenizer's files lie in its own folder"
+                )
+        template = document.get("chat_template")
+        if template and len(str(template)) > _LARGEST_TEMPLATE:
+            raise ModelError(f"{folder / name}: chat_template is longer than {_LARGEST_TEMPLATE:,} characters")
+    for file in sorted(file for pattern in _TEMPLATE_FILES for file in folder.glob(pattern)):
+        if file.stat().st_size > _LARGEST_TEMPLATE:
+            raise ModelError(f"{file} is larger than {_LARGEST_TEMPLATE:,} bytes: it is no chat template")
+
+
+def own_code(folder: Path) -> str:
+    """What to say of a folder that names code of its own; nothing where it names none."""
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and json_object(folder / name).get("auto_map"):
+            return f"{name} names code of its own (auto_map), which is never run: use what Transformers has itself"
+    return ""
 
 
 @lru_cache(maxsize=256)

@@ -109,6 +109,7 @@ def _peft(model: nn.Module, config: Any) -> nn.Module:
 def _lora(model: nn.Module, options: dict[str, Any]) -> nn.Module:
     from peft import LoraConfig
 
+    from imprint.tuning.models import names_as_they_are
     from imprint.tuning.placement import targets
 
     modules, parameters, transposed = targets(model, options["placement"])
@@ -121,7 +122,8 @@ def _lora(model: nn.Module, options: dict[str, Any]) -> nn.Module:
         fan_in_fan_out=transposed,
         **({"target_parameters": parameters} if parameters else {}),
     )
-    return _peft(model, config)
+    with names_as_they_are(model):
+        return _peft(model, config)
 
 
 def _prefix(model: nn.Module, options: dict[str, Any]) -> nn.Module:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from imprint.errors import ModelError, UsageError, first_line
-from imprint.tuning.locate import Located
-from imprint.tuning.quantised import constants, keep_layout, quantisation
+from imprint.tuning.locate import Located, check_tokenizer, own_code
+from imprint.tuning.quantised import constants, keep_layout, quantisation, require
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -61,9 +63,14 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {}
+    ready = bool(located.config.get("quantization_config"))
+    if quantize and ready:
+        raise ModelError(f"model {located.path} is quantised already (quantization_config): leave model.quantize out")
+    if ready:
+        require("4bit" if located.config["quantization_config"].get("load_in_4bit") else "8bit")
     if quantize:
         options["quantization_config"] = quantisation(quantize, DTYPES[dtype])
-    if quantize or device_map:  # what is quantised is so on the way to its device
+    if quantize or ready or device_map:  # what is quantised is so on the way to its device
         options["device_map"] = "auto" if device_map else {"": str(device)}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -76,7 +83,7 @@ def load_model(
             **options,
         )
     except Exception as error:  # the library raises many kinds; each means that this folder is no usable model
-        raise ModelError(f"model {located.path} cannot be loaded: {first_line(error)}") from None
+        raise ModelError(f"model {located.path} cannot be loaded: {_reason(error, located.path)}") from None
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"model {located.path} lacks {len(missing)} weights, which would be random ({', '.join(missing[:3])}): "
@@ -114,28 +121,42 @@ def _check_causal(model: nn.Module) -> None:
         raise ModelError(f"{type(model).__name__} is not causal: later tokens change what it predicts for earlier ones")
 
 
-def load_tokenizer(located: Located) -> Any:
-    """The model's tokenizer.
+def load_tokenizer(located: Located, folder: Path | None = None) -> Any:
+    """A model's tokenizer.
+
+    Args:
+        located: the model.
+        folder: where the tokenizer lies, if not beside the model: an adapter may bring its own. The model's
+            configuration still says of what kind it is, as it did when that tokenizer was loaded and saved.
 
     Raises:
-        ModelError: there is none, or it cannot be read.
+        ModelError: there is none, it cannot be read, or it knows more tokens than the model.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    path = folder or located.path
+    check_tokenizer(located.path)
+    check_tokenizer(path)
+    safely: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(located.path, trust_remote_code=False, local_files_only=True)
+        kind = AutoConfig.from_pretrained(located.path, **safely) if folder else None
+        tokenizer = AutoTokenizer.from_pretrained(path, config=kind, **safely)
     except Exception as error:  # as above
-        raise ModelError(f"the tokenizer in {located.path} cannot be loaded: {first_line(error)}") from None
+        raise ModelError(f"the tokenizer in {path} cannot be loaded: {_reason(error, path)}") from None
     tokenizer.model_max_length = int(1e9)  # length is ours to watch: no warning about long texts
     if not tokenizer("a", add_special_tokens=False).input_ids:
-        raise ModelError(
-            f"the tokenizer in {located.path} knows no text: its files (tokenizer.json) are missing or empty"
-        )
+        raise ModelError(f"the tokenizer in {path} knows no text: its files (tokenizer.json) are missing or empty")
     if len(tokenizer) > (size := vocabulary_size(located)):
         raise ModelError(
-            f"the tokenizer in {located.path} knows {len(tokenizer)} tokens, the model only {size}: they do not match"
+            f"the tokenizer in {path} knows {len(tokenizer)} tokens, the model only {size}: they do not match"
         )
     return tokenizer
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """Transformers' own first line, but never its advice to run code from the folder."""
+    code = own_code(folder) if "trust_remote_code" in str(error) else ""
+    return code or first_line(error)
 
 
 def vocabulary_size(located: Located) -> int:
@@ -211,6 +232,18 @@ def expert_share(config: Any) -> float:
     """Of the experts of a layer those that a token meets."""
     chosen, experts = getattr(config, "num_experts_per_tok", None), experts_of(config)
     return chosen / experts if chosen and experts else 1.0
+
+
+@contextmanager
+def names_as_they_are(base: Any) -> Iterator[None]:
+    """PEFT takes some names of some architectures for those of an older Transformers, and adapts other matrices."""
+    config = base.config
+    known = config.model_type
+    config.model_type = "as the tensors say"
+    try:
+        yield
+    finally:
+        config.model_type = known
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
