@@ -265,7 +265,7 @@ def test_columns_for_model_data_and_seed_only_where_they_differ(tmp_path, small)
 class Stub:
     """What `within_budget` asks of a cell."""
 
-    run_id = "r"
+    run_id, training = "r", {"epochs": 2}
 
     def __init__(self, status="done"):
         self.outcome = {"status": status}
@@ -652,7 +652,8 @@ def test_the_annex_says_what_each_cell_cost(tmp_path):
     header, rows = costs_table(load_grid(tmp_path))
     full = dict(zip(header, rows[0], strict=True))
     assert (full["method"], full["epochs"], full["tokens"], full["operations"]) == ("full", "4", "80", "4 TFLOP")
-    assert (full["forward"], full["backward"], full["scoring"], full["data"]) == ("120.0 s", "80.0 s", "8.0 s", "0.0 s")
+    assert (full["forward"], full["backward"], full["scoring"]) == ("120.0 s", "80.0 s", "8.0 s")
+    assert "data" not in full  # never measured
     assert (full["peak memory"], full["share of peak"]) == ("1 GiB", "10%")
     assert len(rows) == sum(cell.epochs > 0 for cell in load_grid(tmp_path).cells)
     page = write_report(tmp_path).read_text(encoding="utf-8")

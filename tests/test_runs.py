@@ -590,7 +590,7 @@ started = time.perf_counter()
 codes = {"straight": [ended(life("straight"))], "steps": [], "killed": []}
 whole = time.perf_counter() - started
 for n in range(80):  # each life gets a little further
-    codes["steps"].append(ended(life("steps", dies_at=4 + 5 * n % 15, first=n % 2 == 0)))
+    codes["steps"].append(ended(life("steps", dies_at=4 + 5 * n % 25, first=n % 2 == 0)))
     if codes["steps"][-1] != 9:
         break
 for share in (0.15, 0.3, 0.45, 0.6, 0.4):

@@ -119,6 +119,7 @@ def report_command(
     """Recompute every number from the stored evidence and write the HTML report; needs no GPU and no torch."""
     from rich.console import Console
 
+    from imprint.details import write_details
     from imprint.report import print_summary, to_markdown, write_report
     from imprint.rows import load_grid, write_results
     from imprint.validity import write_gates
@@ -126,6 +127,7 @@ def report_command(
     grid = load_grid(folder)
     frame = write_results(grid)
     write_gates(grid)
+    write_details(grid)
     console = Console()
     if markdown:
         print(to_markdown(grid, frame))
@@ -151,12 +153,13 @@ def recommend_command(
 
     from imprint.recommend import parse_budget, recommend
     from imprint.report.advice import advice_text
+    from imprint.report.terms import terms
     from imprint.rows import load_grid
 
     grid, console = load_grid(folder), Console()
     found = recommend(grid, parse_budget(budget or (), grid.attacks))
     for advice in found:
-        for line in advice_text(advice):
+        for line in advice_text(advice, terms(grid)):
             console.print(line, markup=False, highlight=False)
     raise typer.Exit(0 if all(advice.chosen for advice in found) else 1)
 

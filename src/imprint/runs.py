@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imprint.claim import claim
+from imprint.details import write_details
 from imprint.errors import ImprintError, UsageError
 from imprint.progress import Progress
 from imprint.recipe import Plan, PlannedCell, RecipeLike, plan, read_recipe
@@ -162,6 +163,7 @@ def finish(grid: Grid) -> pd.DataFrame:
     """
     frame = write_results(grid)
     write_gates(grid)
+    write_details(grid)
     outcomes = [cell.outcome for cell in grid.cells]
     if all(outcome["status"] == "failed" for outcome in outcomes):
         raise ImprintError(f"no cell of {grid.path} finished: {outcomes[0]['reason']}")

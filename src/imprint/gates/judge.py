@@ -62,14 +62,14 @@ class Gate:
 
 
 ADVICE = {
-    "base control": "Members and non-members differ before any tuning: divide one pool at random by groups "
-    "(`split: random`), or bring non-members from the members' own source.",
-    "blind baseline": "The texts alone give members away: divide one pool at random by groups (`split: random`), or "
+    "base control": "Members and non-members differ before any tuning: divide one pool at random, whole groups on one "
+    "side, or bring non-members from the members' own source.",
+    "blind baseline": "The texts alone give members away: divide one pool at random, whole groups on one side, or "
     "bring non-members from the members' own source, time and format.",
-    "overlap": "Remove the records or groups that lie on both sides, or let `split: random` divide the pool.",
+    "overlap": "Remove the records or groups that lie on both sides, or divide one pool at random.",
     "power": "Bring more records, or more groups where each holds many.",
-    "positive control": "Train the control longer or at a higher learning rate; if it stays hidden, these attacks "
-    "cannot show that anything leaks here.",
+    "positive control": "These attacks cannot show that anything leaks here: bring longer records, or attacks that "
+    "find the members of the control.",
 }
 
 

@@ -7,11 +7,16 @@ import math
 from imprint.recommend import ERROR, Advice, Candidate
 from imprint.report import words
 from imprint.report.readings import LIMITS
+from imprint.report.terms import RUN, Terms
 from imprint.report.words import share
 
 
-def advice_text(advice: Advice) -> list[str]:
-    """Sentences: what to ship, the runner-up, what the budget costs; or what came closest."""
+def advice_text(advice: Advice, called: Terms = RUN) -> list[str]:
+    """Sentences: what to ship, the runner-up, what the budget costs; or what came closest.
+
+    Args:
+        called: the words of the grid, `terms(grid)`.
+    """
     limits = [
         f"{title} below {share(x)}" for key, title in LIMITS.items() if (x := getattr(advice.budget, key)) is not None
     ]
@@ -20,22 +25,21 @@ def advice_text(advice: Advice) -> list[str]:
     if advice.chosen is None:
         closest = advice.closest
         lines.append(
-            f"No checkpoint keeps the budget. Closest: {_named(closest)}; its upper bound is over the limit by "
+            f"No checkpoint keeps the budget. Closest: {_named(closest, called)}; its upper bound is over the limit by "
             f"{share(closest.excess)}."
         )
         return lines
-    lines.append(f"Recommended: {_named(advice.chosen)}.")
+    lines.append(f"Recommended: {_named(advice.chosen, called)}.")
     if advice.runner_up:
-        lines.append(f"Runner-up: {_named(advice.runner_up)}.{_compared(advice)}")
+        lines.append(f"Runner-up: {_named(advice.runner_up, called)}.{_compared(advice)}")
     else:
         lines.append("Runner-up: none; no other method or option keeps the budget.")
     if advice.unlimited == advice.chosen:
         lines.append("The budget costs nothing: this is also the best perplexity of the whole grid.")
     else:
         ratio = advice.chosen.perplexity / advice.unlimited.perplexity
-        lines.append(
-            f"What the budget costs: {100 * (ratio - 1):.2g}% of perplexity, against {_named(advice.unlimited)}."
-        )
+        best = _named(advice.unlimited, called)
+        lines.append(f"What the budget costs: {100 * (ratio - 1):.2g}% of perplexity, against {best}.")
     return lines
 
 
@@ -47,9 +51,9 @@ def _bound(advice: Advice) -> str:
     return f"{shown} ({100 * (1 - ERROR):g}% for all {advice.variants} methods and options together)"
 
 
-def _named(one: Candidate) -> str:
+def _named(one: Candidate, called: Terms) -> str:
     return (
-        f"{words.clean(one.label)}, epoch {one.epoch}: validation perplexity {words.perplexity(one.perplexity)}, "
+        f"{words.clean(one.label)}, {called.point} {one.epoch}: {called.utility} {words.perplexity(one.perplexity)}, "
         f"{words.clean(one.attack)} AUC {words.interval(one.auc)}"
     )
 

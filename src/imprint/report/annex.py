@@ -12,6 +12,7 @@ from imprint.report import words
 from imprint.report.notes import Records, dropped_text, records, state, truncated_text
 from imprint.report.readings import Curve, Reading
 from imprint.report.tables import Row, by_base, places
+from imprint.report.terms import Terms, point_names, terms
 from imprint.rows import FALSE_POSITIVE_RATES, Cell, Grid
 from imprint.spec import MEASUREMENT_VERSION, canonical_json
 from imprint.store import Store
@@ -20,19 +21,22 @@ Table = tuple[list[str], list[list[str]]]
 """A header and rows."""
 
 
+COUNTED = {"members": "members", "tuned": "tuned on", "nonmembers": "non-members", "validation": "validation"}
+
+
 def records_table(grid: Grid) -> Table:
     """Who was counted, dropped and cut, for every base."""
-    found = records(grid)
-    header = ["members", "tuned on", "non-members", "validation", "dropped", "truncated", "cut at"]
+    found, counts = records(grid), terms(grid).counts
+    header = [*(COUNTED[key] for key in counts), "dropped", "truncated", "cut at"]
     if len(found) == 1:
-        return header, [_counts(found[0])]
-    return ["records of", *header], [[one.place, *_counts(one)] for one in found]
+        return header, [_counts(found[0], counts)]
+    return ["records of", *header], [[one.place, *_counts(one, counts)] for one in found]
 
 
-def _counts(one: Records) -> list[str]:
+def _counts(one: Records, counts: Sequence[str]) -> list[str]:
     if not one.known:
-        return ["not counted", *[""] * 6]
-    numbers = [f"{one.counts[role]:,}" for role in ("members", "tuned", "nonmembers", "validation")]
+        return ["not counted", *[""] * (len(counts) + 2)]
+    numbers = [f"{one.counts[key]:,}" for key in counts]
     limit = f"{one.max_length:,} tokens" if one.max_length else ""
     return [*numbers, dropped_text(one), truncated_text(one), limit]
 
@@ -46,7 +50,8 @@ def cells_table(grid: Grid, rows: Sequence[Row]) -> Table:
     places = [name for name in ("model", "data") if len({getattr(row, name) for row in rows}) > 1]
     training = ["training"] if _differ(grid) else []
     header = ["method", "options", *training, *places, "seed", "trainable", "of", "time", "ended", "run id"]
-    return header, [_cell(row, of_cell[row.run_id], header) for row in rows if row.run_id is not None]
+    cells = [(row, of_cell[row.run_id]) for row in rows if row.run_id is not None]
+    return header, [_cell(row, cell, header, terms(grid)) for row, cell in cells]
 
 
 def _differ(grid: Grid) -> bool:
@@ -55,25 +60,22 @@ def _differ(grid: Grid) -> bool:
 
 def training_text(grid: Grid) -> str:
     """The training options that all cells share; empty where they differ."""
-    return "" if _differ(grid) else f"Training, the same for every cell: {_training(grid.cells[0])}."
+    same = None if _differ(grid) else grid.cells[0].training
+    return f"Training, the same for every cell: {pairs(same)}." if same else ""
 
 
-def _training(cell: Cell) -> str:
-    return pairs(cell.training) if cell.training else "elsewhere"
-
-
-def _cell(row: Row, cell: Cell, header: Sequence[str]) -> list[str]:
+def _cell(row: Row, cell: Cell, header: Sequence[str], called: Terms) -> list[str]:
     shown = {
         "method": row.label,
         "options": pairs(cell.spec.method.options),
-        "training": _training(cell),
+        "training": pairs(cell.training or {}),
         "model": row.model,
         "data": row.data,
         "seed": str(row.seed),
         "trainable": "" if row.trainable is None else f"{row.trainable:,}",
         "of": "" if row.parameters is None else f"{row.parameters:,}",
         "time": "" if row.seconds is None else words.clock(row.seconds),
-        "ended": state(row),
+        "ended": state(row, called),
         "run id": cell.run_id,
     }
     return [shown[title] for title in header]
@@ -108,14 +110,14 @@ def _value(value: Any) -> str:
 
 
 def tpr_table(grid: Grid, measured: Mapping[str, Curve]) -> Table:
-    """True-positive rates at the last epoch and, where it is another, at that of best validation perplexity."""
-    header = ["method", "epoch", "attack", *(_rate(metric) for metric in FALSE_POSITIVE_RATES)]
+    """True-positive rates at the last epoch and that of best validation perplexity, or at every checkpoint."""
+    header = ["method", terms(grid).point, "attack", *(_rate(metric) for metric in FALSE_POSITIVE_RATES)]
     of_place, rows = places(grid), []
     for cell in grid.cells:
         curve = measured.get(cell.run_id, Curve({}))
         label = words.clean(cell.label)
         label = f"{label} ({of_place[cell.run_id]})" if of_place[cell.run_id] else label
-        for epoch, title in _epochs(curve).items():
+        for epoch, title in (_epochs(curve) if cell.training else point_names(cell)).items():
             for attack in grid.attacks:
                 shown = [tpr_text(curve.get(epoch, attack, metric)) for metric in FALSE_POSITIVE_RATES]
                 rows.append([label, title, words.clean(attack), *shown])
@@ -157,6 +159,6 @@ def versions(grid: Grid) -> str:
     ran = words.clean(Store(grid.path).lock().get("imprint") or "an unrecorded version")
     numbers = words.listed(sorted({str(cell.spec.version) for cell in grid.cells}))
     return (
-        f"Run with Imprint {ran}, measurement version {numbers}; reported with Imprint {__version__}, measurement "
+        f"Measured with Imprint {ran}, measurement version {numbers}; reported with Imprint {__version__}, measurement "
         f"version {MEASUREMENT_VERSION}."
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from imprint.report import words
 from imprint.report.readings import ABSENT, UNFINISHED, Reading, needs_reference
 from imprint.report.tables import Point, Row
+from imprint.report.terms import Terms
 from imprint.rows import Grid
 
 VERDICTS = {True: "within", False: "over", None: "cannot tell"}
@@ -46,9 +47,9 @@ class Column:
     """The title in full, where a page has room for it."""
 
 
-def key_columns(rows: Sequence[Row]) -> list[Column]:
-    """Method, and whatever of model, data and seed differs within the grid."""
-    columns = [Column("method", lambda row: Entry(row.label), number=False, key=True)]
+def key_columns(rows: Sequence[Row], called: Terms) -> list[Column]:
+    """Method or checkpoint, and whatever of model, data and seed differs within the grid."""
+    columns = [Column(called.key, lambda row: Entry(row.label), number=False, key=True)]
     for name in ("model", "data", "seed"):
         if len({getattr(row, name) for row in rows}) > 1:
             columns.append(Column(name, _attribute(name), number=name == "seed", key=True))
@@ -57,6 +58,13 @@ def key_columns(rows: Sequence[Row]) -> list[Column]:
 
 def _attribute(name: str) -> Callable[[Row], Entry]:
     return lambda row: Entry(str(getattr(row, name)))
+
+
+def step_columns(rows: Sequence[Row]) -> list[Column]:
+    """The step of training, where a checkpoint knows it."""
+    if all(row.step is None for row in rows):
+        return []
+    return [Column("step", lambda row: Entry("" if row.step is None else f"{row.step:,}"))]
 
 
 def cost_columns() -> list[Column]:
@@ -69,11 +77,11 @@ def outcome_columns() -> list[Column]:
     return [Column("time", _time), Column("status", _status, number=False)]
 
 
-def point_columns(attacks: Sequence[str], of: Callable[[Row], Point | None]) -> list[Column]:
-    """Epoch, validation perplexity and the AUC of every attack at a point of each row."""
+def point_columns(attacks: Sequence[str], of: Callable[[Row], Point | None], called: Terms) -> list[Column]:
+    """Number, utility and the AUC of every attack at a point of each row."""
     return [
-        Column("epoch", lambda row: Entry(_epoch(row, of(row)))),
-        Column("val. ppl", _perplexity(of), meaning="validation perplexity"),
+        Column(called.number, lambda row: Entry(_epoch(row, of(row)))),
+        Column(called.short, _perplexity(of), meaning=called.utility),
         *(Column(words.clean(attack), _auc(of, attack), meaning=f"AUC, {words.clean(attack)}") for attack in attacks),
     ]
 
@@ -105,7 +113,8 @@ def _status(row: Row) -> Entry:
 def _epoch(row: Row, point: Point | None) -> str:
     if point is None:
         return "-"
-    return f"{point.epoch} of {row.planned}" if row.status in UNFINISHED and point.epoch else str(point.epoch)
+    short = row.status in UNFINISHED and point.epoch and row.epochs < row.planned
+    return f"{point.epoch} of {row.planned}" if short else str(point.epoch)
 
 
 def _perplexity(of: Callable[[Row], Point | None]) -> Callable[[Row], Entry]:

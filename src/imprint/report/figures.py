@@ -19,6 +19,8 @@ MARKS = ("h0", "h0", "m-4 3l4-7 4 7z", "m0-4l4 4-4 4-4-4z", "m-4-3l4 7 4-7z", "m
 _DIRECT = 14
 """Labels up to this many characters stand beside their lines; longer ones in a legend below."""
 _ROW = 17
+LOG_FROM = 4.0
+"""Perplexities that span more than this factor are drawn on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -70,24 +72,34 @@ def line_chart(
     return svg.figure(heading, description, parts, svg.HEIGHT if direct else svg.HEIGHT + _ROW * len(labels))
 
 
-def frontier_chart(heading: str, description: str, series: Sequence[Series], y_name: str = "AUC") -> str:
+def frontier_chart(
+    heading: str,
+    description: str,
+    series: Sequence[Series],
+    y_name: str = "AUC",
+    x_name: str = "validation perplexity",
+) -> str:
     """Leakage against utility: a mark for every checkpoint, joined in the order of training, from the base on.
 
-    Low and left is good. Perplexity far above the base's is cut off at the edge.
+    Low and left is good. Perplexity far above the base's is cut off at the edge; perplexities that span more than
+    `LOG_FROM` are drawn on a logarithmic axis.
 
     Args:
         heading, description: as in `line_chart`.
-        series: x is validation perplexity, y leakage; the first point is the base.
+        series: x is perplexity, y leakage; the first point is the base.
+        y_name, x_name: what the axes measure.
     """
     labels = list(dict.fromkeys(one.label for one in series))
     finite = [v for one in series for v in one.x if math.isfinite(v)] or [1.0]
     base = max((one.x[0] for one in series if one.x and math.isfinite(one.x[0])), default=max(finite))
-    right = min(max(finite), 1.3 * base)
-    pad = 0.03 * (right - min(finite)) or 0.05 * right
-    x = svg.Scale(min(finite) - pad, right + pad, svg.LEFT, svg.WIDTH - 14)
+    left, right = min(finite), min(max(finite), 1.3 * base)
+    pad, log = 0.03 * (right - left) or 0.05 * right, right > LOG_FROM * left
+    limits = (left / 1.05, right * 1.05) if log else (left - pad, right + pad)
+    x = svg.Scale(*limits, svg.LEFT, svg.WIDTH - 14, log)
     y = svg.Scale(*value_range(series, log=False), svg.BOTTOM, svg.TOP)
     drawn = [replace(one, x=[min(v, right) for v in one.x]) for one in series]
-    parts = svg.names(heading, "validation perplexity (lower is better)", y_name, x, y)
+    axis = f"{x_name} (lower is better{', log scale' if log else ''})"
+    parts = svg.names(heading, axis, y_name, x, y)
     parts += svg.axes(x, y, x.ticks(7), y.ticks(9))
     if y.low <= 0.5 <= y.high:
         parts.append(f'<path class="rule" d="M{x.start:g} {y(0.5):.1f}H{x.end:g}"/>')

@@ -9,6 +9,7 @@ from typing import Any
 from imprint.report import words
 from imprint.report.readings import LIMITS, needs_reference
 from imprint.report.tables import Row, by_base, places
+from imprint.report.terms import Terms, terms
 from imprint.rows import Cell, Grid
 
 
@@ -26,13 +27,14 @@ class Records:
 
 def all_notes(grid: Grid, rows: Sequence[Row]) -> list[str]:
     """Everything that belongs under the summary, a sentence or two each."""
-    return [*reasons(rows), *budget_note(grid), *fixed_note(grid.attacks), *record_notes(grid)]
+    return [*reasons(rows, terms(grid)), *budget_note(grid), *fixed_note(grid.attacks), *record_notes(grid)]
 
 
-def reasons(rows: Iterable[Row]) -> list[str]:
+def reasons(rows: Iterable[Row], called: Terms) -> list[str]:
     """One sentence for each cell that is not done, or that never became better than the base."""
-    cells = [row for row in rows if row.run_id is not None]
-    return [f"{name(row)}: {state(row)}." for row in cells if row.status != "done" or _useless(row)]
+    cells = {row.run_id: row for row in rows if row.run_id is not None}.values()
+    told = [row for row in cells if row.status != "done" or _useless(row)]
+    return [f"{called.whole or name(row)}: {state(row, called)}." for row in told]
 
 
 def _useless(row: Row) -> bool:
@@ -44,9 +46,10 @@ def name(row: Row) -> str:
     return f"{row.label} ({row.place})" if row.place else row.label
 
 
-def state(row: Row) -> str:
-    """How a cell ended, after how many epochs, and why."""
-    text = f"{row.status} after {row.epochs} of {words.plural(row.planned, 'epoch')}"
+def state(row: Row, called: Terms) -> str:
+    """How a cell ended, after how many epochs, and why; of an audit nobody knows how many there would have been."""
+    of = f"{row.epochs} of " if called.planned else ""
+    text = f"{row.status} after {of}{words.plural(row.planned, called.point)}"
     reason = row.reason.rstrip(".")
     if row.status == "unfinished" and not reason:
         reason = "the same command again continues it"
@@ -64,8 +67,8 @@ def budget_note(grid: Grid) -> list[str]:
         return []
     who = f"the {words.clean(budget['attack'])} attack" if budget.get("attack") else "every attack"
     return [
-        f"Budget: {words.listed(limits)}, by {who}, at the epoch of best validation perplexity. The upper bound of the "
-        "interval must stay below the limit."
+        f"Budget: {words.listed(limits)}, by {who}, {terms(grid).judged}. The upper bound of the interval must stay "
+        "below the limit."
     ]
 
 
@@ -94,20 +97,19 @@ def _records(cell: Cell, place: str) -> Records:
 
 def record_notes(grid: Grid) -> list[str]:
     """Members, non-members, validation, dropped and truncated; once where it is the same for every base."""
-    found = [(one.place, _sentence(one)) for one in records(grid)]
+    found = [(one.place, _sentence(one, terms(grid))) for one in records(grid)]
     if len({sentence for _, sentence in found}) == 1:
         return [f"Records: {found[0][1]}"]
     return [f"Records of {place}: {sentence}" for place, sentence in found]
 
 
-def _sentence(one: Records) -> str:
+def _sentence(one: Records, called: Terms) -> str:
     if not one.known:
         return "not counted: the base was never scored."
     n = one.counts
-    text = (
-        f"{n['members']:,} members ({n['tuned']:,} tuned on), {n['nonmembers']:,} non-members, "
-        f"{n['validation']:,} for validation."
-    )
+    tuned = f" ({n['tuned']:,} tuned on)" if "tuned" in called.counts else ""
+    validation = f", {n['validation']:,} for validation" if "validation" in called.counts else ""
+    text = f"{n['members']:,} members{tuned}, {n['nonmembers']:,} non-members{validation}."
     return f"{text} Dropped: {dropped_text(one)}. Truncated{limit_text(one)}: {truncated_text(one)}."
 
 

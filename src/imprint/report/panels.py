@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from imprint.report import words
-from imprint.report.figures import COLOURS, Series, density_chart, frontier_chart, line_chart, value_range
-from imprint.report.readings import Curve, needs_reference
+from imprint.report.figures import COLOURS, LOG_FROM, Series, density_chart, frontier_chart, line_chart, value_range
+from imprint.report.readings import Curve, leading_attack, needs_reference
 from imprint.report.svg import CHARACTER, WIDTH, fit
 from imprint.report.tables import by_base, places, sources
+from imprint.report.terms import point_names, terms
 from imprint.rows import Cell, Grid
 from imprint.types import Floats
-
-EPOCHS = "epoch (0 = the base, untouched)"
-_LOG_FROM = 4.0
-"""Perplexities that span more than this factor are drawn on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,12 @@ class Panels:
 
     title: str
     charts: list[str]
+
+
+def worth_drawing(measured: dict[str, Curve]) -> bool:
+    """Whether there is a curve to draw: not of one point and the base, which the table says as well."""
+    tuned = [epoch for curve in measured.values() for epoch in curve.epochs if epoch]
+    return len(tuned) != 1
 
 
 def attack_order(grid: Grid, measured: dict[str, Curve]) -> list[str]:
@@ -44,7 +47,7 @@ def _highest(curve: Curve, attack: str) -> float:
 
 
 def curve_panels(grid: Grid, measured: dict[str, Curve]) -> list[Panels]:
-    """For every model and data: an AUC panel per attack and, after the first, one of perplexity; seeds together.
+    """For every model and data: an AUC panel per attack, or for all where there is one cell; one of perplexity.
 
     All AUC panels of a report share their vertical axis.
     """
@@ -89,32 +92,64 @@ def _charts(
         named = [(measured[cell.run_id], words.clean(cell.label)) for cell in cells]
         return [_series(curve, attack, label, colour[label]) for curve, label in named]
 
-    charts = []
-    for attack in attack_order(grid, measured):
-        about = f"AUC of the {attack} attack by epoch, with 95% intervals. {_ends(series(attack), words.share)}"
-        heading = f"AUC of {attack}"
-        charts.append(line_chart(heading, about, series(attack), EPOCHS, "AUC", y_range=y_range, rule=0.5))
+    def aucs(heading: str, what: str, drawn: list[Series]) -> str:
+        about = f"AUC of {what} by {called.point}, with 95% intervals. {_ends(drawn, words.share)}"
+        return line_chart(heading, about, drawn, called.axis, "AUC", y_range=y_range, rule=0.5)
+
+    called, attacks = terms(grid), attack_order(grid, measured)
+    if len(grid.cells) == 1:  # nothing to compare it with: its attacks share a chart
+        curve, leading = measured[cells[0].run_id], leading_attack(grid, measured.values())
+        drawn = [_series(curve, attack, words.clean(attack), number) for number, attack in enumerate(attacks)]
+        bare = [one if attack == leading else _bandless(one) for one, attack in zip(drawn, attacks, strict=True)]
+        charts = [aucs("AUC by attack", "every attack", bare)]
+    else:
+        charts = [aucs(f"AUC of {attack}", f"the {attack} attack", series(attack)) for attack in attacks]
     lines = series("")
     values = [v for line in lines for v in line.y if math.isfinite(v)]
-    log = bool(values) and max(values) > _LOG_FROM * min(values)
-    about = f"Validation perplexity by epoch, with 95% intervals. {_ends(lines, words.perplexity)}"
+    log = bool(values) and max(values) > LOG_FROM * min(values)
+    utility = called.utility.capitalize()
+    about = f"{utility} by {called.point}, with 95% intervals. {_ends(lines, words.perplexity)}"
     name = "perplexity, log scale" if log else "perplexity"
-    charts.insert(1, line_chart("Validation perplexity", about, lines, EPOCHS, name, log=log))
+    charts.insert(1, line_chart(utility, about, lines, called.axis, name, log=log))
     return charts
+
+
+def _bandless(one: Series) -> Series:
+    unknown = [math.nan] * len(one.x)
+    return replace(one, low=unknown, high=unknown)
+
+
+def about_curves(grid: Grid, measured: dict[str, Curve]) -> str:
+    """What has to be known of the curves, in a sentence or two."""
+    if len(grid.cells) > 1:
+        return "All AUC panels share one axis. Where several seeds were run, those of a method share its colour."
+    told = f"The table above says which {terms(grid).point} has which number"
+    if len(grid.attacks) == 1:
+        return f"{told}."
+    return (
+        f"{told}; it has the intervals of all attacks, of which only {_leading(grid, measured)} is drawn with a band."
+    )
+
+
+def _leading(grid: Grid, measured: dict[str, Curve]) -> str:
+    return words.clean(leading_attack(grid, measured.values()))
 
 
 def frontier_panels(grid: Grid, measured: dict[str, Curve]) -> list[Panels]:
     """For every model and data: leakage by the attack that found most, against validation perplexity."""
     attack = max(grid.attacks, key=lambda a: max((_highest(c, a) for c in measured.values()), default=0.0))
-    panels = []
+    called, panels = terms(grid), []
     for title, cells, labels in _sources(grid, measured):
         colour = {label: number for number, label in enumerate(labels)}
         series = [
             _frontier(measured[cell.run_id], attack, words.clean(cell.label), colour[words.clean(cell.label)])
             for cell in cells
         ]
-        about = f"AUC of the {attack} attack against validation perplexity, a mark for every epoch from the base on."
-        panels.append(Panels(title, [frontier_chart(f"Utility against leakage ({attack})", about, series)]))
+        about = (
+            f"AUC of the {attack} attack against {called.utility}, a mark for every {called.point} from the base on."
+        )
+        heading = f"Utility against leakage ({attack})"
+        panels.append(Panels(title, [frontier_chart(heading, about, series, x_name=called.utility)]))
     return panels
 
 
@@ -148,23 +183,25 @@ def _ends(series: Sequence[Series], shown: Callable[[float], str]) -> str:
 
 def density_panels(grid: Grid, measured: dict[str, Curve]) -> list[Panels]:
     """For every base: the losses of members and non-members, of the base and of every method at its last epoch."""
-    of_place = places(grid)
+    of_place, called = places(grid), terms(grid)
     panels = []
     for cells in by_base(grid.cells):
         if not (cells[0].base / "stats.parquet").exists():
             continue
-        found = [("base (epoch 0)", cells[0].losses(0))]
+        found = [(called.base, cells[0].losses(0))]
         for cell in cells:
             epoch = measured.get(cell.run_id, Curve({})).last_finite
             if epoch:
-                found.append((f"{_short(cell.label, epoch)}, epoch {epoch}", cell.losses(epoch)))
+                found.append((_short(cell.label, point_names(cell)[epoch]), cell.losses(epoch)))
         x_range = _loss_range([losses for _, pair in found for losses in pair])
         panels.append(Panels(of_place[cells[0].run_id], [_density(name, *pair, x_range) for name, pair in found]))
     return panels
 
 
-def _short(label: str, epoch: int) -> str:
-    return fit(label, WIDTH - 30 - CHARACTER * len(f", epoch {epoch}"))
+def _short(label: str, point: str) -> str:
+    """Both, the label cut where there is no room."""
+    point = fit(point, WIDTH / 2)
+    return f"{fit(label, WIDTH - 30 - CHARACTER * len(f', {point}'))}, {point}"
 
 
 def _density(name: str, members: Floats, nonmembers: Floats, x_range: tuple[float, float]) -> str:

@@ -1,4 +1,4 @@
-"""The table of `imprint run --dry-run`."""
+"""The tables of `imprint run --dry-run` and `imprint plan`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from imprint.report import words
-from imprint.report.text import print_table
+from imprint.report.text import print_table, printable
 
 if TYPE_CHECKING:
+    from imprint.auditing.plan import Cost, Need
     from imprint.predict import Prediction
 
 
@@ -36,3 +37,29 @@ def _row(one: Prediction) -> list[str]:
         return [label, "done", "", "", "", "", ""]
     numbers = [f"{one.epochs}", f"{one.tokens:,}", words.operations(one.flops), words.clock(one.seconds)]
     return [label, *numbers, words.size(one.peak_memory), f"{one.share_of_peak:.0%}"]
+
+
+def print_needs(needs: Sequence[Need], members: int | None, effect: float, power: float, console: Console) -> None:
+    """The table of `imprint plan`: what each claim needs."""
+    beside = "as many members" if members is None else f"{members:,} members"
+    title = f"Non-members needed beside {beside}, to hold with a probability of {power:.0%}"
+    rows = [[need.claim, "-" if need.nonmembers is None else f"{need.nonmembers:,}"] for need in needs]
+    print_table(title, ["claim", "non-members"], rows, console)
+    console.print("For one attack; where several are held to a budget, somewhat more are needed.", highlight=False)
+    for need in needs:
+        if need.why:
+            console.print(printable(need.why, console), highlight=False)
+    if effect > 1:
+        console.print(
+            f"Owners have several records: counted as {effect:.2f} times fewer, the safe bound.", highlight=False
+        )
+
+
+def print_cost(cost: Cost, nonmembers: int, console: Console) -> None:
+    """What an audit with so many non-members will cost."""
+    console.print(
+        f"With {nonmembers:,} non-members an audit takes about {words.clock(cost.seconds)} here "
+        f"({words.operations(cost.flops)}, {cost.tokens:,} tokens a pass, the positive control at its longest "
+        f"included), {words.size(cost.memory)} of memory and {words.size(cost.disk)} of disk.",
+        highlight=False,
+    )

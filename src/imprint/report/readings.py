@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -93,8 +93,20 @@ def _bound(x: float | None) -> float:
     return math.nan if x is None or pd.isna(x) else float(x)
 
 
+def leading_attack(grid: Grid, found: Iterable[Curve]) -> str:
+    """The attack that the budget names; else that of the highest AUC of any cell at its last epoch."""
+    if named := (grid.budget or {}).get("attack"):
+        return str(named)
+    lasts = [(curve, curve.last) for curve in found if curve.last is not None]
+
+    def highest(attack: str) -> float:
+        return max((r.value for curve, last in lasts if (r := curve.get(last, attack)).interval), default=0.0)
+
+    return max(grid.attacks, key=highest)
+
+
 def within_budget(grid: Grid, frame: pd.DataFrame, cell: Cell) -> bool | None:
-    """Whether the *upper* bounds at the epoch of best validation perplexity are all below the budget's limits.
+    """Whether the *upper* bounds at the epoch that is judged are all below the budget's limits.
 
     Held to each limit is the named attack or, where none is named, every attack of the grid.
 
@@ -107,10 +119,20 @@ def within_budget(grid: Grid, frame: pd.DataFrame, cell: Cell) -> bool | None:
 
 def keeps_budget(grid: Grid, curve: Curve, cell: Cell) -> bool | None:
     """`within_budget` on a curve at hand."""
-    limits = {metric: (grid.budget or {}).get(metric) for metric in LIMITS}
-    status, epoch = cell.outcome["status"], curve.best
+    status, epoch = cell.outcome["status"], judged_epoch(cell, curve)
     if status in UNFINISHED or epoch is None or (epoch == 0 and status != "done"):
         return None
+    return keeps_at(grid, curve, epoch)
+
+
+def judged_epoch(cell: Cell, curve: Curve) -> int | None:
+    """What one would ship: the epoch of best validation perplexity; of a model tuned elsewhere, the last checkpoint."""
+    return curve.last if cell.training is None else curve.best
+
+
+def keeps_at(grid: Grid, curve: Curve, epoch: int) -> bool | None:
+    """Whether the upper bounds at an epoch are all below the budget's limits; None where nobody can say."""
+    limits = {metric: (grid.budget or {}).get(metric) for metric in LIMITS}
     named = (grid.budget or {}).get("attack")
     kept = [
         _below(curve.get(epoch, attack, metric), limit, fixed=epoch == 0 and needs_reference(attack))

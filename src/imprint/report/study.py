@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
-from imprint.report.html import asset, template
-from imprint.report.sheet import Sheet, shown_rows
+from imprint.report.pages import page_table, style, template, write_page
+from imprint.report.sheet import Sheet
 from imprint.report.validity import Validity
 from imprint.report.words import clean
-from imprint.store import atomic_file
 
 
 def write_study_page(
@@ -43,22 +39,18 @@ def write_study_page(
     Returns:
         The file.
     """
-    style = asset("report.css") + asset("study.css")
     page = template("study.html.j2").render(
-        style=Markup(style),
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        **style(),
         title=clean(title),
         intro=clean(intro),
         validity=[_clean(one) for one in validity],
         withheld=any(one.withheld for one in validity),
         verdicts=[[clean(part) for part in verdict] for verdict in verdicts],
-        sheets=[_table(sheet) for sheet in sheets],
+        sheets=[page_table(sheet) for sheet in sheets],
         charts=[(clean(heading), [Markup(chart) for chart in panels]) for heading, panels in charts],
         notes=[clean(note) for note in notes],
     )
-    with atomic_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-    return path
+    return write_page(path, page)
 
 
 def _clean(one: Validity) -> Validity:
@@ -69,14 +61,3 @@ def _clean(one: Validity) -> Validity:
         for gate in one.gates
     ]
     return Validity(one.base, clean(one.place), gates, clean(one.withheld))
-
-
-def _table(sheet: Sheet) -> dict[str, Any]:
-    kinds = ["key" if n < sheet.group else "n" if number else "" for n, number in enumerate(sheet.numeric)]
-    return {
-        "title": clean(sheet.title),
-        "columns": [(clean(name), kind) for name, kind in zip(sheet.header, kinds, strict=True)],
-        "group": sheet.group,
-        "rows": shown_rows(sheet),
-        "remarks": sheet.remarks,
-    }

@@ -1,4 +1,4 @@
-"""The summary: one row per cell, at its last epoch and at its epoch of best validation perplexity."""
+"""The summary: a row per cell, at its last epoch and that of best validation perplexity, or per checkpoint audited."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from imprint.report import words
-from imprint.report.readings import Curve, Reading, curves, keeps_budget
+from imprint.report.readings import Curve, Reading, curves, keeps_at, keeps_budget
+from imprint.report.terms import audited, point_names, terms
 from imprint.rows import Cell, Grid
-
-BASE = "base (epoch 0)"
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Row:
-    """One cell, or the untouched base that it and others started from (`run_id` is None)."""
+    """One cell, one checkpoint of an audit, or the untouched base that they started from (`run_id` is None)."""
 
     run_id: str | None
     label: str
@@ -48,10 +47,12 @@ class Row:
     best: Point | None
     """At the epoch of lowest validation perplexity, which may be 0."""
     budget: bool | None
+    step: int | None = None
+    """Of training, where a checkpoint says so."""
 
 
 def summary(grid: Grid, frame: pd.DataFrame, withheld: Collection[str] = ()) -> list[Row]:
-    """One row per cell in the grid's order; before those that share a base, the base itself.
+    """One row per cell in the grid's order, or per checkpoint of an audit; before those that share a base, the base.
 
     Args:
         grid: what `load_grid` returns.
@@ -68,8 +69,19 @@ def summary(grid: Grid, frame: pd.DataFrame, withheld: Collection[str] = ()) -> 
         for cell in cells:
             names = (of_place[cell.run_id], *titles[cell.run_id])
             row = _row(cell, names, measured.get(cell.run_id, Curve({})), grid)
-            rows.append(replace(row, budget=None) if cell.base.name in withheld else row)
+            points = _checkpoints(cell, row, measured.get(cell.run_id, Curve({})), grid) if audited(grid) else [row]
+            rows += [replace(one, budget=None) for one in points] if cell.base.name in withheld else points
     return rows
+
+
+def _checkpoints(cell: Cell, row: Row, curve: Curve, grid: Grid) -> list[Row]:
+    """A row for each checkpoint, each held to the budget; the cell's own row where there is none."""
+    found = []
+    for number, name in point_names(cell).items():
+        meta, point = cell.folder.meta(number), _point(curve, number, grid)
+        of_point = replace(row, label=name, last=point, best=point, budget=keeps_at(grid, curve, number))
+        found.append(replace(of_point, step=meta.get("step")))
+    return found or [row]
 
 
 def sources(grid: Grid) -> dict[str, tuple[str, str]]:
@@ -106,7 +118,7 @@ def _data_document(cell: Cell) -> dict[str, object]:
 def _base_row(cell: Cell, names: tuple[str, str, str], curve: Curve, grid: Grid) -> Row:
     point = _point(curve, 0, grid) if 0 in curve.epochs else None
     status = "done" if point else "not measured"
-    return Row(None, BASE, *names, cell.spec.seed, None, None, None, status, "", 0, 0, point, point, None)
+    return Row(None, terms(grid).base, *names, cell.spec.seed, None, None, None, status, "", 0, 0, point, point, None)
 
 
 def _row(cell: Cell, names: tuple[str, str, str], curve: Curve, grid: Grid) -> Row:

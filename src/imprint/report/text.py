@@ -1,33 +1,19 @@
-"""The summary as text: for a terminal of any width, for a file it is piped into, and as Markdown."""
+"""Tables as text: for a terminal of any width, for a file it is piped into, and as Markdown."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-import pandas as pd
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from imprint.report.columns import (
-    Column,
-    Entry,
-    budget_columns,
-    cost_columns,
-    key_columns,
-    outcome_columns,
-    point_columns,
-)
-from imprint.report.notes import all_notes
-from imprint.report.tables import Row, summary
-from imprint.report.validity import gate_lines, validity
-from imprint.rows import Grid
+from imprint.report.columns import Column, Entry
+from imprint.report.tables import Row
 
-LAST = "At the last epoch"
-BEST = "At the epoch of best validation perplexity"
 _GAP = 2
 """Columns between two columns: the padding and the separator."""
 WIDEST_KEY = 24
@@ -35,49 +21,12 @@ _PLAIN = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 """Off a terminal: nothing but a line of dashes below the titles."""
 
 
-def print_summary(grid: Grid, frame: pd.DataFrame, console: Console) -> None:
-    """Print what was trained, both blocks of the summary, and what was left out.
-
-    A table that is wider than the console first puts its intervals on a second line, then continues in another
-    table. Off a terminal the same comes as plain text.
-    """
-    found = validity(grid)
-    rows = summary(grid, frame, {one.base for one in found if one.withheld})
-    console.print(printable("Validity gates", console, "bold"), highlight=False)
-    for line in gate_lines(found):
-        console.print(printable(line, console), highlight=False)
-    console.print()
-    keys = key_columns(rows)
-    tuned = [row for row in rows if row.run_id is not None]
-    last, best = point_columns(grid.attacks, lambda row: row.last), point_columns(grid.attacks, lambda row: row.best)
-    print_block("What was trained", keys, [*cost_columns(), *outcome_columns(), *budget_columns(grid)], tuned, console)
-    print_block(f"{LAST}: AUC by each attack, its 95% interval", keys, last, rows, console)
-    print_block(BEST, keys, best, rows, console)
-    for note in all_notes(grid, rows):
-        console.print(printable(note, console), highlight=False)
-
-
-def to_markdown(grid: Grid, frame: pd.DataFrame) -> str:
-    """The gates, both blocks of the summary as Markdown tables, and the notes under them."""
-    found = validity(grid)
-    rows = summary(grid, frame, {one.base for one in found if one.withheld})
-    keys = key_columns(rows)
-    last = [*point_columns(grid.attacks, lambda row: row.last), *cost_columns(), *outcome_columns()]
-    best = [*point_columns(grid.attacks, lambda row: row.best), *budget_columns(grid)]
-    notes = [f"- {escaped(note)}" for note in all_notes(grid, rows)]
-    gates = "\n".join(f"- {escaped(line)}" for line in gate_lines(found))
-    blocks = [
-        "**Validity gates**",
-        gates,
-        f"**{LAST}**",
-        markdown([*keys, *last], rows),
-        f"**{BEST}**",
-        markdown([*keys, *best], rows),
-    ]
-    return "\n\n".join([*blocks, "\n".join(notes)]) + "\n"
-
-
 def print_block(title: str, keys: list[Column], columns: list[Column], rows: Sequence[Row], console: Console) -> None:
+    """Print a table within the width of the console.
+
+    What is too wide first puts its intervals on a second line, then continues in another table with the same keys.
+    Off a terminal the same comes as plain text.
+    """
     for number, (part, joint) in enumerate(_parts(keys, columns, rows, console.width)):
         heading = title if number == 0 else f"{title} (continued)"
         console.print(printable(heading, console, "bold"), highlight=False)
@@ -157,7 +106,11 @@ def markdown(columns: list[Column], rows: Sequence[Row]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Neither HTML nor Markdown survives in a name; an underscore inside a word is safe and stays readable."""
+    """Neither HTML nor Markdown survives in a name; an underscore inside a word is safe and stays readable.
+
+    In a pull request a name calls nobody and is no link: that takes a space of no width, as a backslash is not enough.
+    """
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~#!])", r"\\\1", text)
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    return re.sub(r"@(?=\w)|:(?=//)|www(?=\.)", "\\g<0>\u200b", text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from imprint.measures import PairedAUC, paired_auc
 from imprint.report import words
-from imprint.report.readings import Curve, needs_reference
+from imprint.report.readings import Curve, leading_attack, needs_reference
 from imprint.report.tables import Row, by_base, places
 from imprint.rows import Cell, Grid
 from imprint.types import Floats, Interval
@@ -65,7 +65,7 @@ def _verdict(grid: Grid, measured: dict[str, Curve], cells: list[Cell], place: s
 
 
 def _ranking(grid: Grid, measured: dict[str, Curve], done: list[Cell]) -> list[str]:
-    attack = (grid.budget or {}).get("attack") or _finding_most(grid, [measured[cell.run_id] for cell in done])
+    attack = leading_attack(grid, [measured[cell.run_id] for cell in done])
     scores = sorted(_scores(measured, done, attack), key=lambda score: -score.auc.value)
     if not scores:
         return ["No method has finished: there is nothing to compare yet."]
@@ -84,16 +84,6 @@ def _ranking(grid: Grid, measured: dict[str, Curve], done: list[Cell]) -> list[s
         _apart(scores[0], scores[-1], attack),
         above,
     ]
-
-
-def _finding_most(grid: Grid, found: Sequence[Curve]) -> str:
-    """The attack of the highest AUC of any method at its last epoch."""
-    lasts = [(curve, curve.last) for curve in found if curve.last is not None]
-
-    def highest(attack: str) -> float:
-        return max((r.value for curve, last in lasts if (r := curve.get(last, attack)).interval), default=0.0)
-
-    return max(grid.attacks, key=highest)
 
 
 def _scores(measured: dict[str, Curve], done: list[Cell], attack: str) -> list[Score]:

@@ -37,6 +37,15 @@ def share(x: float) -> str:
     return re.sub(r"^(-?)0\.", r"\1.", f"{x:.3f}")
 
 
+def probability(p: float) -> str:
+    """Two significant digits, without the leading zero.
+
+    >>> probability(0.0314), probability(0.00049975), probability(1), probability(2e-12)
+    ('.031', '.0005', '1', '<.0001')
+    """
+    return "<.0001" if p < 1e-4 else re.sub(r"^0\.", ".", f"{p:.2g}")
+
+
 def bounds(low: float, high: float) -> str:
     """An interval of shares; empty where it could not be computed.
 
