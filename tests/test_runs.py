@@ -654,7 +654,18 @@ def test_an_interrupted_run_leaves_nothing_behind(crashed, how):
 
 
 def test_the_public_names_are_these():
-    names = ["ATTACKS", "METHODS", "ImprintError", "auc", "audit", "paired_auc", "results", "run", "tpr_at_fpr"]
+    names = [
+        "ATTACKS",
+        "METHODS",
+        "ImprintError",
+        "LeakageCallback",
+        "auc",
+        "audit",
+        "paired_auc",
+        "results",
+        "run",
+        "tpr_at_fpr",
+    ]
     assert imprint.__all__ == names
     assert set(names) <= set(dir(imprint))
     assert not {module.name for module in pkgutil.iter_modules(imprint.__path__)} & set(names)  # it would hide the name

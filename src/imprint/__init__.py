@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "run": "imprint.runs",
     "audit": "imprint.auditing.api",
+    "LeakageCallback": "imprint.callback",
     "results": "imprint.rows",
     "METHODS": "imprint.tuning.methods",
     "ATTACKS": "imprint.attacks",
@@ -22,11 +23,23 @@ _WHERE = {
     "tpr_at_fpr": "imprint.measures",
     "ImprintError": "imprint.errors",
 }
-__all__ = ["ATTACKS", "METHODS", "ImprintError", "auc", "audit", "paired_auc", "results", "run", "tpr_at_fpr"]
+__all__ = [
+    "ATTACKS",
+    "METHODS",
+    "ImprintError",
+    "LeakageCallback",
+    "auc",
+    "audit",
+    "paired_auc",
+    "results",
+    "run",
+    "tpr_at_fpr",
+]
 
 if TYPE_CHECKING:
     from imprint.attacks import ATTACKS
     from imprint.auditing.api import audit
+    from imprint.callback import LeakageCallback
     from imprint.errors import ImprintError
     from imprint.measures import auc, paired_auc, tpr_at_fpr
     from imprint.rows import results

@@ -14,7 +14,7 @@ from torch import nn
 from imprint.auditing.identity import keep_key, read_key
 from imprint.auditing.ledger import Ledger, open_ledger
 from imprint.auditing.live import base_trains, plain_copy, pristine, undisturbed, weights_fingerprint
-from imprint.auditing.memory import Live, prepare_live, score_live, sizes_of
+from imprint.auditing.memory import Live, prepare_live, score_live
 from imprint.auditing.shared_work import Ranks, joined, share
 from imprint.auditing.trainer_data import records_of
 from imprint.auditing.training import Asked, Found, check_next, check_power, conclude, doubts, newest, take_up
@@ -23,6 +23,7 @@ from imprint.errors import ImprintError, UsageError
 from imprint.records import Audit
 from imprint.spec import AuditSpec, ModelSpec
 from imprint.store import Store
+from imprint.tuning.models import count_parameters
 from imprint.types import TokenStats
 
 if TYPE_CHECKING:
@@ -47,14 +48,15 @@ class Running:
 
     Attributes:
         trainer: whose model it is.
-        ranks: the processes of the training. Only the first one knows `live` and `sizes`, and writes.
+        ranks: the processes of the training. Only the first one has `live`, and writes.
+        sizes: trained and all parameters.
     """
 
     def __init__(self, trainer: Any, asked: Asked) -> None:
         self.trainer, self.asked, self.ranks = trainer, asked, Ranks.join()
         self.model: nn.Module = getattr(trainer.model, "_orig_mod", trainer.model)
         self.live: Live
-        self.sizes: dict[str, int] = {}
+        self.sizes = dict(zip(("trainable", "parameters"), count_parameters(self.model), strict=True))
         self.records: Sequence[Encoded] = ()
         self.token_budget = 0
 
@@ -149,7 +151,6 @@ class Running:
             score_base(live.cell, audit, live.base, ledger.store)
             check_power(asked.out, asked.budget)
             replace(ledger, audit=audit).measure_base(live.base)
-        self.sizes = sizes_of(self.model, live.base)
         live.base.release()
         return doubts(asked.out)
 

@@ -53,6 +53,11 @@ class Ranks:
         dist.all_gather_object(told, _outcome(work), group=self.group)
         return [_result(one) for one in told]
 
+    def leave(self) -> None:
+        """The processes have nothing more to tell one another."""
+        if self.count > 1:
+            dist.destroy_process_group(self.group)
+
 
 def _outcome(work: Callable[[], T]) -> tuple[T | None, type[ImprintError] | None, str]:
     """What came of it: a result, or the kind and the sentence of what went wrong."""

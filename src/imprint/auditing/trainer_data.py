@@ -128,7 +128,7 @@ def _rows(side: Side, number: int, trainer: Any, loader: Any, spec: DataSpec) ->
     if not side.own and not _in_tokens(rows):
         return rows
     collate = _collated(side, trainer, loader)
-    beside = [name for name in (spec.id or "id", spec.group or COLUMN, spec.subgroup) if name]
+    beside = [name for name in (spec.id, spec.group or COLUMN, spec.subgroup) if name]
     kept = ((row, collate(row, place)) for row, place in zip(rows, places, strict=True))
     return [{**{name: row[name] for name in beside if name in row}, **tokens} for row, tokens in kept]
 
