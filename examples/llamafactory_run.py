@@ -1,6 +1,6 @@
 """LLaMA-Factory with an audit, from Python; `llamafactory.yaml` says the same in a file.
 
-python examples/llamafactory.py
+python examples/llamafactory_run.py
 """
 
 from __future__ import annotations

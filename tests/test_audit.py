@@ -343,3 +343,121 @@ def test_a_key_that_is_given_names_the_same_record_alike_everywhere(base, sides,
 def test_a_new_key_is_its_owners_alone(base, sides, tmp_path):
     audited(base, sides, saved(tmp_path / "a", base, "lora"), tmp_path / "out", loss="target")
     assert (tmp_path / "out.key").stat().st_mode & 0o777 == 0o600
+
+
+# ---- what a review found ----
+
+
+def test_swapped_sides_are_no_pass(base, tmp_path):
+    """A model that knows its members by heart, audited with the sides the other way round."""
+    from imprint.gates.judge import direction
+
+    dice = np.random.default_rng(0)
+    low, high = dice.normal(0, 1, 200), dice.normal(0.5, 1, 200)
+    alone = [None] * 200
+    assert direction({"loss": (high, low)}, (alone, alone)).state == "green"
+    assert direction({"loss": (dice.normal(size=200), dice.normal(size=200))}, (alone, alone)).state == "green"
+    gate = direction({"loss": (low, high), "ref": (high, low)}, (alone, alone))
+    assert gate.state == "red"
+    assert "by loss" in gate.finding
+    assert "swapped" in gate.advice
+
+
+def test_a_limit_above_what_there_is_takes_what_there_is(base, sides, tmp_path):
+    found = audited(base, sides, saved(tmp_path / "a", base, "lora"), None, data={"members": 60, "nonmembers": 30})
+    assert set(found.frame["members"]) == {40}
+    assert set(found.frame["nonmembers"]) == {30}
+
+
+def test_few_distinct_members_do_not_stop_the_search_for_the_loss(base, tmp_path):
+    dice = random.Random(4)
+    rows = [{"prompt": f"{sentence(dice)}:", "completion": f" {sentence(dice)}"} for _ in range(60)]
+    adapter = saved(tmp_path / "a", base, "lora")
+    found = imprint.audit(base, members=rows[:30] * 4, nonmembers=rows[30:], adapter=adapter)
+    assert set(found.frame["members"]) == {30}
+
+
+def test_folders_are_epochs_in_the_order_they_are_given(base, sides, tmp_path):
+    for name in ("checkpoint-10", "checkpoint-20", "final-2"):
+        saved(tmp_path / "run" / name, base, "lora", seed=len(name))
+    given = [f"{tmp_path}/run/checkpoint-*", f"{tmp_path}/run/final-2"]
+    imprint.audit(base, members=sides[0], nonmembers=sides[1], adapter=given, out=tmp_path / "out", loss="target")
+    cell = the_cell(tmp_path / "out")
+    assert [cell.folder.meta(n)["name"] for n in (1, 2, 3)] == ["checkpoint-10", "checkpoint-20", "final-2"]
+
+
+def test_the_key_stays_out_of_what_is_shared(base, sides, tmp_path):
+    adapter = saved(tmp_path / "a", base, "lora")
+    with pytest.raises(UsageError, match="lies in the output folder, whose ids it would uncover"):
+        audited(base, sides, adapter, tmp_path / "out", id_key=tmp_path / "out" / "ids.key")
+    with pytest.raises(UsageError, match="which would be shared with it"):
+        audited(base, sides, adapter, adapter / "audit")
+    assert not (tmp_path / "out").exists()
+    assert not list(adapter.glob("*.key"))
+
+
+def test_a_key_that_another_audit_made_meanwhile_is_not_passed_over(tmp_path):
+    from imprint.auditing.identity import keep_key, read_key
+
+    mine = read_key(tmp_path / "k")
+    keep_key(tmp_path / "k", read_key(tmp_path / "k"))
+    with pytest.raises(UsageError, match="was made by another audit meanwhile"):
+        keep_key(tmp_path / "k", mine)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_texts_do_not_outlive_the_flag_that_allowed_them(base, sides, tmp_path, first):
+    adapter = saved(tmp_path / "a", base, "lora")
+    audited(base, sides, adapter, tmp_path / "out", loss="target", show_text=first)
+    with pytest.raises(UsageError, match="holds texts" if first else "was written without --show-text"):
+        audited(base, sides, adapter, tmp_path / "out", loss="target", show_text=not first)
+
+
+def test_a_message_names_the_record_as_the_data_do(base, sides, tmp_path):
+    adapter = saved(tmp_path / "a", base, "lora")
+    with pytest.raises(UsageError, match="record 'r"):
+        audited(base, sides, adapter, tmp_path / "out", data={"overlong": "refuse", "max_length": 20}, loss="target")
+
+
+def test_a_tokenizer_that_writes_texts_otherwise_is_refused(base, sides, tmp_path):
+    adapter = saved(tmp_path / "a", base, "lora")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, adapter)
+    audited(base, sides, adapter, None, loss="target")
+    document = json.loads((adapter / "tokenizer.json").read_text())
+    document["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[aeiou]"}, "content": "z"}
+    (adapter / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(ImprintError, match="cuts 40 of 40 members otherwise"):
+        audited(base, sides, adapter, tmp_path / "out", loss="target")
+
+
+def test_a_completion_that_ends_gets_no_second_end(base, tmp_path):
+    dice = random.Random(6)
+    rows = [{"prompt": f"{sentence(dice)}:", "completion": f" {sentence(dice)}</s>"} for _ in range(60)]
+    adapter = saved(tmp_path / "a", base, "lora")
+    found = {}
+    for eos in (None, False):
+        out = tmp_path / str(eos)
+        imprint.audit(
+            base, members=rows[:30], nonmembers=rows[30:], adapter=adapter, out=out, loss="target", data={"eos": eos}
+        )
+        found[eos] = sorted(the_cell(out).stats(1).nll)
+    assert found[None] == found[False]
+
+
+def test_the_same_records_twice_are_told(base, tmp_path):
+    dice = random.Random(8)
+    rows = [{"text": sentence(dice)} for _ in range(30)]
+    with pytest.raises(UsageError, match=r"no non-members are left to be scored .* are the two sides the same records"):
+        imprint.audit(base, members=rows, nonmembers=list(rows), adapter=saved(tmp_path / "a", base, "lora"))
+
+
+def test_a_few_shared_values_do_not_uncover_owners(base, tmp_path):
+    from imprint.auditing.groups import read_records
+    from imprint.spec import DataSpec, Source
+
+    dice = random.Random(9)
+    rows = [{"text": sentence(dice), "group": "unknown" if n % 3 == 0 else f"patient{n}@mail.org"} for n in range(150)]
+    pool, spec = read_records(DataSpec(source=Source(name="r"), split="given"), rows[:75], rows[75:])
+    assert (spec.group, spec.subgroup) == ("group", None)
+    assert {e.subgroup for part in pool.parts.values() for e in part} == {None}

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import brentq
 from scipy.special import logit
-from scipy.stats import norm
+from scipy.stats import beta, binom, norm
+from scipy.stats import t as student
 
 from imprint.errors import DataError, InvalidAudit, UsageError
 from imprint.measures import TPR, auc, paired_auc, perplexity, tpr_at_fpr
+from imprint.measures.threshold import inflation
 from imprint.measures.tpr import clopper_pearson
 from imprint.types import Interval, TokenStats
 
@@ -305,8 +308,162 @@ def test_tpr_equals_trying_every_threshold(x, y, fpr):
 def test_tpr_by_hand():
     # ten non-members 0..9, one false positive allowed: threshold 8, above it 9 of them and members 8.5, 9.5, 12.
     result = tpr_at_fpr([8, 8.5, 9.5, 12], np.arange(10), 0.1)
-    low, high = clopper_pearson(3, 4)
-    assert result == TPR(0.75, low, high, 8.0, 3, 1, 4, 10, indicative=True)
+    assert result == TPR(0.75, result.low, result.high, 8.0, 3, 1, 4, 10, indicative=True)
+    # none of ten non-members lies above the true threshold with probability .9¹⁰ = .35: maybe no member does either
+    assert (result.low, result.high) == (0, pytest.approx(naive_interval([8, 8.5, 9.5, 12], range(10), 0.1)[1]))
+
+
+def naive_interval(x, y, fpr, level=0.95, effects=(1, 1)):
+    """For every number of non-members above the true threshold Clopper-Pearson's Beta distributions, mixed."""
+    x, y, trials, n = np.array(x, float), sorted(y, reverse=True), len(x) / effects[0], len(y)
+    below = [beta.sf(fpr, k / effects[1] + 1, (n - k) / effects[1]) if k < n else 1 for k in range(n + 1)]
+    weights = np.diff([0, *below])
+    least = np.array([0, *(np.sum(x > t) for t in y)]) / effects[0]
+    most = np.array([*(np.sum(x > t) for t in y), len(x)]) / effects[0]
+
+    def low(t):
+        each = [beta.cdf(t, c, trials - c + 1) if c else 1 for c in least]
+        return weights @ each - (1 - level) / 2
+
+    def high(t):
+        each = [beta.sf(t, c + 1, trials - c) if c < trials else 1 for c in most]
+        return weights @ each - (1 - level) / 2
+
+    return brentq(low, 0, 1) if low(0) < 0 else 0, brentq(high, 0, 1) if high(1) < 0 else 1
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(
+    x=st.lists(st.integers(0, 9) | st.just(-math.inf) | st.just(math.inf), min_size=1, max_size=30),
+    y=st.lists(st.integers(0, 9) | st.just(-math.inf) | st.just(math.inf), min_size=10, max_size=30),
+    fpr=st.sampled_from([0.1, 0.29, 0.5, 0.95]),
+    level=st.sampled_from([0.5, 0.95, 0.999]),
+)
+def test_the_interval_equals_going_through_every_rank(x, y, fpr, level):
+    found = tpr_at_fpr(x, y, fpr, level)
+    low, high = naive_interval(x, y, fpr, level)
+    assert (found.low, found.high) == pytest.approx((min(low, found.value), max(high, found.value)), abs=2e-3)
+    assert 0 <= found.low < found.high <= 1
+    assert found.value in found
+
+
+def test_many_ranks_are_stood_for_by_few():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(0.7, 1, 500), rng.normal(size=400)
+    found = tpr_at_fpr(x, y, 0.3)
+    low, high = naive_interval(x, y, 0.3)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.01 * (high - low))
+
+
+def test_countless_nonmembers_leave_the_members_alone():
+    """Clopper-Pearson where the threshold is known, order statistics where the members are."""
+    few, many = (np.arange(50) + 0.5) / 50, (np.arange(200_000) + 0.5) / 200_000
+    found = tpr_at_fpr(few, many, 0.3)
+    assert (found.low, found.high) == pytest.approx(clopper_pearson(found.true_positives, 50), abs=2e-3)
+    found = tpr_at_fpr(many, few, 0.3)
+    least, most = binom.ppf([0.025, 0.975], 50, 0.3).astype(int)  # of non-members above the true threshold
+    assert (found.low, found.high) == pytest.approx((1 - few[50 - least], 1 - few[50 - most - 1]), abs=4e-3)
+
+
+@pytest.mark.parametrize(("members", "nonmembers", "fpr"), [(300, 300, 0.1), (2000, 100, 0.1), (400, 1000, 0.01)])
+@pytest.mark.parametrize("auc_", [0.5, 0.9])
+def test_the_interval_holds_the_rate_at_the_true_threshold(members, nonmembers, fpr, auc_):
+    """`benchmarks/tpr.py` has more cases. Clopper-Pearson's interval takes the threshold as given."""
+    rng, shift, rounds = np.random.default_rng(1), math.sqrt(2) * norm.ppf(auc_), 250
+    truth = norm.sf(norm.isf(fpr) - shift)
+    drawn = [tpr_at_fpr(rng.normal(shift, 1, members), rng.normal(size=nonmembers), fpr) for _ in range(rounds)]
+    assert np.mean([truth in found for found in drawn]) > 0.93
+    assert np.mean([truth < found.low for found in drawn]) < 0.045
+    assert np.mean([truth > found.high for found in drawn]) < 0.045
+    assert np.mean([truth in Interval(0, *clopper_pearson(found.true_positives, members)) for found in drawn]) < 0.92
+
+
+@pytest.mark.parametrize(("subjects", "records", "correlation"), [(80, 5, 0.5), (40, 10, 0.9)])
+def test_the_interval_is_for_other_subjects(subjects, records, correlation):
+    rng, of, truth, rounds = np.random.default_rng(2), np.arange(subjects * records) // records, 0.4, 250
+    shift, held, alone = norm.isf(0.1) - norm.isf(truth), 0, 0
+    for _ in range(rounds):
+        shared, own = rng.normal(size=(2, subjects))[:, of], rng.normal(size=(2, len(of)))
+        y, x = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
+        held += truth in tpr_at_fpr(x + shift, y, 0.1, 0.95, of, of)
+        alone += truth in tpr_at_fpr(x + shift, y, 0.1)
+    assert held / rounds > 0.93
+    assert alone / rounds < 0.9
+
+
+def test_groups_of_one_record_change_nothing():
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(1, 1, 60), rng.normal(size=80)
+    alone = tpr_at_fpr(x, y, 0.1)
+    assert tpr_at_fpr(x, y, 0.1, 0.95, [None] * 60, range(80)) == alone
+    assert tpr_at_fpr(x, y, 0.1, 0.95, np.arange(60), [f"s{n}" for n in range(80)]) == alone
+
+
+def test_labels_are_only_labels():
+    rng, of = np.random.default_rng(4), np.arange(90) // 3
+    x, y = rng.normal(1, 1, 90), rng.normal(size=90)
+    found, mixed = tpr_at_fpr(x, y, 0.1, 0.95, of, of), rng.permutation(90)
+    labels = [f"s{100 - n}" for n in of]
+    assert tpr_at_fpr(x, y, 0.1, 0.95, labels, labels) == found
+    assert tpr_at_fpr(x[mixed], y, 0.1, 0.95, of[mixed] * 2, of * 1000) == found
+
+
+def test_copies_of_a_record_add_no_certainty_about_the_tpr():
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(1, 1, 150), rng.normal(size=150)
+    one = tpr_at_fpr(x, y, 0.1)
+    of = np.repeat(np.arange(150), 4)
+    four = tpr_at_fpr(np.repeat(x, 4), np.repeat(y, 4), 0.1, 0.95, of, of)
+    assert (four.low, four.high) == pytest.approx((one.low, one.high), abs=0.01)
+    assert tpr_at_fpr(np.repeat(x, 4), np.repeat(y, 4), 0.1).high < one.high - 0.03
+
+
+def test_few_hits_promise_no_more_than_none():
+    """Twenty subjects of five records. One record above the threshold shows no variance between subjects."""
+    of, y = np.arange(100) // 5, np.arange(100.0)
+    highs = [tpr_at_fpr(np.where(np.arange(100) < c, 200.0, -1.0), y, 0.1, 0.95, of, of).high for c in range(6)]
+    assert highs[0] == pytest.approx(clopper_pearson(0, 20)[1], abs=1e-6)
+    assert highs == sorted(highs)
+    lows = [tpr_at_fpr(np.where(np.arange(100) < c, -1.0, 200.0), y, 0.1, 0.95, of, of).low for c in range(6)]
+    assert lows == sorted(lows, reverse=True)
+    assert lows[0] <= clopper_pearson(20, 20)[0] + 1e-6
+
+
+def test_a_single_subject_knows_next_to_nothing():
+    x, y = np.arange(50.0), np.arange(50.0)
+    one = tpr_at_fpr(x, y, 0.1, 0.95, ["s"] * 50, range(50))
+    assert one.low < 0.01
+    assert one.high > 0.95
+
+
+@pytest.mark.parametrize(
+    ("hits", "subjects", "effect"),
+    [
+        ([1, 0, 1, 0], [0, 1, 2, 3], 1),  # each on its own
+        ([1, 0] * 2000, np.arange(4000) // 2, 1),  # subjects that disagree are worth their records
+        ([1] * 8, np.arange(8) // 2, 2),  # no variance to see
+        ([0] * 6, [0, 0, 0, 0, 1, 1], 20 / 6),  # (16 + 4) / 6
+        ([1, 0, 0], [0, 0, 0], 3),  # a single subject
+    ],
+)
+def test_design_effect_of_hits(hits, subjects, effect):
+    assert inflation(np.array(hits, bool), np.array(subjects)) == pytest.approx(effect, rel=1e-3)
+
+
+def test_design_effect_of_copies():
+    hits, of = np.repeat(np.arange(200) % 5 == 0, 3), np.repeat(np.arange(200), 3)
+    assert inflation(hits, of) == pytest.approx(3, abs=0.03)
+    # ten subjects, all copies, 3 · (10/9) / (30/29): Student's t adds nothing, as it is more than 3 already
+    assert inflation(hits[:30], of[:30]) == pytest.approx(3 * (10 / 9) / (30 / 29))
+    # ten subjects of two records, which agree in eight
+    few = np.array([1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0], bool)
+    pairs = np.arange(20) // 2
+    share = 6 / 20
+    between = sum((few[pairs == n].sum() - 2 * share) ** 2 for n in range(10)) * 10 / 9
+    ratio = between / (share * (1 - share) * 400 / 19)
+    expected = ratio * (student.ppf(0.025, 9) / student.ppf(0.025, 19)) ** 2
+    assert 1 < expected < 2
+    assert inflation(few, pairs) == pytest.approx(expected)
 
 
 def test_the_point_above_the_fpr_is_never_taken():
@@ -320,6 +477,7 @@ def test_ties_count_for_neither_side():
     assert (result.value, result.threshold, result.false_positives) == (0.25, 5.0, 0)
     constant = tpr_at_fpr(np.zeros(100), np.zeros(100), 0.1)
     assert (constant.value, constant.low, constant.false_positives) == (0, 0, 0)
+    assert constant.high == pytest.approx(clopper_pearson(0, 100)[1], abs=1e-3)
 
 
 def test_a_hundred_a_side_says_nothing_at_a_thousandth():
@@ -470,6 +628,10 @@ def test_groups_and_pairs_must_fit():
         auc([1, 2], [0, 1], member_groups=["a", "b"])
     with pytest.raises(DataError, match="2 and 2 scores, 2 and 1 groups"):
         auc([1, 2], [0, 1], 0.95, ["a", "b"], ["c"])
+    with pytest.raises(DataError, match="one side only"):
+        tpr_at_fpr([1, 2], [0, 1], 0.5, nonmember_groups=["a", "b"])
+    with pytest.raises(DataError, match="2 and 2 scores, 2 and 0 groups"):
+        tpr_at_fpr([1, 2], [0, 1], 0.5, 0.95, ["a", "b"], np.zeros(0, np.int64))
     with pytest.raises(DataError, match="a has 2 members and 2 non-members, b has 2 and 3"):
         paired_auc([1, 2], [0, 1], [1, 2], [0, 1, 2])
     with pytest.raises(DataError, match="2 texts, 1 groups"):
@@ -503,7 +665,7 @@ def test_fpr_is_a_probability(fpr):
         tpr_at_fpr([1], [0, 1], fpr)
 
 
-@pytest.mark.parametrize("module", ["auc", "tpr", "perplexity"])
+@pytest.mark.parametrize("module", ["auc", "tpr", "threshold", "perplexity"])
 def test_doctests(module):
     result = doctest.testmod(importlib.import_module(f"imprint.measures.{module}"))
     assert result.attempted > 0

@@ -522,7 +522,7 @@ def test_a_gate_that_is_not_green_withholds_the_verdict_and_shows_the_numbers(tm
     assert [p.find("strong").text for p in warned] == ["Headline withheld."]
     assert "Not green: blind baseline (red);" in "".join(warned[0].itertext())
     assert "no evidence of memorization" in page.words()
-    assert "divide one pool at random by groups" in page.words()
+    assert "divide one pool at random, whole groups on one side" in page.words()
     assert not re.search("best after|lies above .5|as it should|too little to tell", page.words())
     assert page.words().index("Headline withheld") < page.words().index("At the last epoch")
     for row in summary(grid, frame, {"b0"}):

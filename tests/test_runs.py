@@ -288,9 +288,9 @@ def test_another_recipe_is_refused_and_told_what_differs(recipe, tmp_path):
     folder = tmp_path / "out"
     imprint.run(recipe(), folder)
     before = evidence(folder), tables(folder), (folder / "recipe.lock.json").read_bytes()
-    with pytest.raises(UsageError, match=r"another recipe.*train\.epochs.*another folder"):
+    with pytest.raises(UsageError, match=r"another recipe or audit.*train\.epochs.*another folder"):
         imprint.run(recipe(train={"epochs": 2, "batch_size": 4}), folder)
-    with pytest.raises(UsageError, match=r"another recipe.*differs in seed;"):
+    with pytest.raises(UsageError, match=r"another recipe or audit.*differs in seed;"):
         imprint.run(recipe(seed=5), folder)
     assert (evidence(folder), tables(folder), (folder / "recipe.lock.json").read_bytes()) == before
 

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import hypergeom, norm
+from scipy.stats import beta, binom, norm
 
 from imprint.errors import InvalidAudit, UsageError
 from imprint.gates.judge import POWER, WORTH_FINDING, power
@@ -23,6 +23,7 @@ from imprint.measures.sizes import (
     passes_auc,
     passes_tpr,
 )
+from imprint.measures.tpr import clopper_pearson
 
 
 def gate(members, nonmembers, budget=None, copies=1):
@@ -115,22 +116,48 @@ def test_passing_a_tpr_budget_against_drawing(budget, fpr, members, nonmembers):
     rng = np.random.default_rng(4)
     drawn = (tpr_at_fpr(rng.random(members), rng.random(nonmembers), fpr) for _ in range(1500))
     passed = np.mean([tpr.high < budget for tpr in drawn])
-    assert passed == pytest.approx(passes_tpr(budget, fpr, members, nonmembers), abs=0.045)
+    assert -0.07 < passed - passes_tpr(budget, fpr, members, nonmembers) < 0.02
 
 
-def test_passing_is_exact():
-    """At most c members above the (a+1)-th non-member: at most c members among the a + c + 1 highest of all."""
-    m, n, budget = 80, 250, 0.06
-    most = max(c for c in range(m) if tpr_at_fpr(np.arange(m) < c, np.full(100, 0.5), 0.01).high < budget)
-    assert passes_tpr(budget, 0.01, m, n) == pytest.approx(hypergeom.cdf(most, m + n, m, 2 + most + 1))
+def test_passing_with_a_known_threshold_is_binomial():
+    """Countless non-members leave Clopper-Pearson's bound of a binomial count: within half a step of it."""
+    m, fpr, budget = 400, 0.1, 0.14
+    most = max(c for c in range(m) if clopper_pearson(c, m)[1] < budget)
+    assert binom.cdf(most - 1, m, fpr) < passes_tpr(budget, fpr, m, 5_000_000) < binom.cdf(most + 1, m, fpr)
+
+
+def test_passing_with_countless_members_is_that_of_order_statistics():
+    """The bound is then the true rate at a rank that is too low in one case of forty."""
+    n, fpr, budget = 1000, 0.1, 0.125
+    rank = 1 + binom.ppf(0.975, n, fpr)
+    below, above = (beta.cdf(budget, r, n + 1 - r) for r in (rank + 1, rank - 1))
+    assert below < passes_tpr(budget, fpr, 5_000_000, n) < above < below + 0.1
+
+
+def test_passing_grows_with_the_numbers_and_the_budget():
+    chances = [passes_tpr(0.05, 0.01, n, n) for n in range(100, 900, 20)]
+    assert chances == sorted(chances)
+    assert (passes_tpr(0.05, 0.01, 100, 99), passes_tpr(1, 0.01, 100, 100)) == (0, 1)
+    wider = [passes_tpr(budget, 0.01, 300, 300) for budget in (0.02, 0.04, 0.05, 0.06, 0.2)]
+    assert wider == sorted(wider)
+    assert wider[-1] > 0.999
 
 
 @pytest.mark.parametrize(("budget", "fpr"), [(0.05, 0.01), (0.02, 0.01), (0.2, 0.1), (0.01, 0.001)])
-def test_the_number_asked_for_is_enough_and_one_step_less_is_not(budget, fpr):
-    n, step = for_tpr_budget(budget, fpr), round(1 / fpr)
-    assert n % step == 0
-    assert passes_tpr(budget, fpr, n, n) >= POWER > passes_tpr(budget, fpr, n - step, n - step)
+def test_the_number_asked_for_is_enough_and_one_less_is_not(budget, fpr):
+    n = for_tpr_budget(budget, fpr)
+    assert passes_tpr(budget, fpr, n, n) >= POWER > passes_tpr(budget, fpr, n - 1, n - 1)
     assert for_tpr_budget(budget, fpr, effect=2.5) == math.ceil(2.5 * n)
+
+
+def test_subjects_of_several_records_pass_as_often_with_as_many_times_more():
+    """Four records of one score each: the worst of subjects."""
+    rng, n = np.random.default_rng(5), for_tpr_budget(0.2, 0.1, effect=4.0)
+    subjects, passed = np.arange(n) // 4, []
+    for _ in range(600):
+        x, y = rng.random(1 + n // 4)[subjects], rng.random(1 + n // 4)[subjects]
+        passed.append(tpr_at_fpr(x, y, 0.1, 0.95, subjects, subjects).high < 0.2)
+    assert np.mean(passed) == pytest.approx(POWER, abs=0.06)
 
 
 @pytest.mark.parametrize("fpr", [0.1, 0.01, 0.001, 0.07, 1 / 3, 0.29])

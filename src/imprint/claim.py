@@ -79,6 +79,6 @@ def _same_recipe(store: Store, planned: AnyPlan) -> None:
         differ = ["seed", *(key for key in differ if key != "data.seed")]
     what = ", ".join(differ) or "its methods"
     raise UsageError(
-        f"--out {store.path} belongs to another recipe (it differs in {what}; {len(lost)} of its cells are not in this "
-        "one): give another folder"
+        f"--out {store.path} belongs to another recipe or audit (it differs in {what}; {len(lost)} of its cells are "
+        "not in this one): give another folder"
     )

@@ -113,7 +113,7 @@ def _exit_code(grid: Grid, frame: pd.DataFrame) -> int:
 
 @app.command("report")
 def report_command(
-    folder: Annotated[Path, typer.Argument(help="Output folder of `imprint run`.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run or an audit.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
 ) -> None:
     """Recompute every number from the stored evidence and write the HTML report; needs no GPU and no torch."""
@@ -140,7 +140,7 @@ def report_command(
 
 @app.command("recommend")
 def recommend_command(
-    folder: Annotated[Path, typer.Argument(help="Output folder of `imprint run`.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run or an audit.")],
     budget: Annotated[
         list[str] | None,
         typer.Option(

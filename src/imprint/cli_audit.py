@@ -57,7 +57,7 @@ def audit_command(
         typer.Option("--eos/--no-eos", help="Whether the end token follows a text (default: a completion)."),
     ] = None,
     template: Annotated[
-        Path | None, typer.Option(help="Chat template of the training, where the model has none.")
+        Path | None, typer.Option(help="Chat template of the training, in place of the tokenizer's own.")
     ] = None,
     max_length: Annotated[int | None, typer.Option(min=2, help="Tokens kept of a text, as in training.")] = None,
     overlong: Annotated[str, typer.Option(help="keep_start (as trainers cut), truncate or refuse.")] = "keep_start",
@@ -129,14 +129,13 @@ def audit_command(
         progress=ConsoleProgress(console),
         preflight=show,
     )
+    from imprint.auditing.identity import key_beside
     from imprint.report import print_summary, write_report
     from imprint.rows import load_grid
 
     print_summary(load_grid(out), found.frame, console)
     console.print(f"Report: {write_report(out)}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"Ids are hidden by the key in {id_key or out.with_name(f'{out.name}.key')}", markup=False, soft_wrap=True
-    )
+    console.print(f"Ids are hidden by the key in {id_key or key_beside(out)}", markup=False, soft_wrap=True)
     console.print(printable(str(found), console, "bold"), highlight=False)
     raise typer.Exit(found.release.code)
 

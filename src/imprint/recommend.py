@@ -235,12 +235,14 @@ def _highest_rates(
 ) -> dict[str, float]:
     """Attack -> the highest upper bound of any seed; a rate that is refused cannot be promised and counts as 1."""
     from imprint.measures import tpr_at_fpr
+    from imprint.measures.auc import codes
 
     highest = dict.fromkeys(attacks, 0.0)
     for cell in cells:
+        groups = codes(cell.groups("member")), codes(cell.groups("nonmember"))
         for attack, scores in cell.scores(epoch, attacks).items():
             try:
-                bound = tpr_at_fpr(*cell.sides(scores), FALSE_POSITIVE_RATES[metric], level).high
+                bound = tpr_at_fpr(*cell.sides(scores), FALSE_POSITIVE_RATES[metric], level, *groups).high
             except InvalidAudit:
                 bound = 1.0
             highest[attack] = max(highest[attack], bound)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from imprint.attacks import ATTACKS, run_attack
 from imprint.errors import ImprintError, InvalidAudit
 from imprint.measures import auc, perplexity, tpr_at_fpr
+from imprint.measures.auc import codes
 from imprint.spec import AuditSpec, CellSpec, RunSpec, canonical_json
 from imprint.store import CellFolder, Store, atomic_file, read_json, read_stats, read_table, write_table
 from imprint.types import Floats, Interval, Measurement, TokenStats
@@ -244,13 +245,15 @@ def _measure(cell: Cell, epoch: int, scores: dict[str, Floats]) -> Iterator[Meas
     held_out = cell.stats(epoch).select(cell.rows(cell.held_out))
     ppl = perplexity(held_out, groups=cell.groups(cell.held_out))
     yield _row(cell, epoch, "", "perplexity", ppl, "ok")
+    of_members, of_nonmembers = cell.groups("member"), cell.groups("nonmember")
+    subjects = codes(of_members), codes(of_nonmembers)
     for attack, score in scores.items():
         ins, outs = cell.sides(score)
-        interval = auc(ins, outs, member_groups=cell.groups("member"), nonmember_groups=cell.groups("nonmember"))
+        interval = auc(ins, outs, member_groups=of_members, nonmember_groups=of_nonmembers)
         yield _row(cell, epoch, attack, "auc", interval, "ok")
         for metric, fpr in FALSE_POSITIVE_RATES.items():
             try:
-                tpr = tpr_at_fpr(ins, outs, fpr)
+                tpr = tpr_at_fpr(ins, outs, fpr, member_groups=subjects[0], nonmember_groups=subjects[1])
             except InvalidAudit:
                 yield _row(cell, epoch, attack, metric, None, "too_few")
             else:

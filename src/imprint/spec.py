@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from imprint.errors import UsageError, unknown
 
-MEASUREMENT_VERSION = 3
+MEASUREMENT_VERSION = 4
 """Raised whenever the code changes a number; old cells are then computed again."""
 
 VIRTUAL_TOKEN_ROOM = 32

@@ -273,7 +273,7 @@ class Store:
         """
         file = self.path / "recipe.lock.json"
         if not file.exists():
-            raise UsageError(f"{self.path} holds no run: expected {file.name}, which `imprint run` writes there")
+            raise UsageError(f"{self.path} holds no run and no audit: expected {file.name}, which both write there")
         keys = {"run_id", "base", "label", "spec"}
         try:
             lock = json.loads(file.read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 One rule for every number, so that subgroups can be read beside the main table:
 
 - AUC: `auc`, as in the main table, of the subgroup's members against the subgroup's non-members.
-- TPR: the main table's value; the interval is wider than its, for other subjects and another threshold
+- TPR: the main table's value; the interval contains its for the same groups: subjects and threshold are drawn anew
   (`tpr_over_subjects`), since a subgroup has few non-members to place a threshold with. Where subjects own several
   records, `indicative` and `too_few` go by what these are worth at worst, each subject's as one.
 - Difference: AUC of the subgroup less the AUC of all other records (`auc_difference`), its p-value corrected by Holm's

@@ -14,6 +14,7 @@ from imprint.gates.judge import (
     Groups,
     base_control,
     blind_baseline,
+    direction,
     missing,
     overlap_gate,
     positive_control,
@@ -39,7 +40,7 @@ def write_gates(grid: Grid) -> None:
 
 
 def gates_of(cell: Cell, attacks: Sequence[str], budget: float | None = None) -> list[Gate]:
-    """The five gates of the base of a cell.
+    """The five gates of the base of a cell; of a model tuned elsewhere also whether its sides are what they are called.
 
     Args:
         attacks: those whose results are to be believed.
@@ -51,13 +52,17 @@ def gates_of(cell: Cell, attacks: Sequence[str], budget: float | None = None) ->
     free = [name for name in dict.fromkeys(("loss", *attacks)) if "reference" not in evidence_needed(name)]
     scores = {name: cell.sides(found) for name, found in cell.scores(0, free).items()}
     groups = list(cell.groups("member")), list(cell.groups("nonmember"))
-    return [
+    found = [
         base_control(scores, groups),
         _blind(cell, groups),
         _overlap(cell.base / "gates" / "overlap.json"),
         power(scores["loss"], groups, budget),
         _positive(cell, attacks),
     ]
+    if cell.training is None and cell.epochs:
+        tuned = {name: cell.sides(scored) for name, scored in cell.scores(cell.epochs, attacks).items()}
+        found.append(direction(tuned, groups))
+    return found
 
 
 def _why(cell: Cell, part: str) -> str:

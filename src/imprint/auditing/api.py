@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from imprint.auditing.groups import read_records
-from imprint.auditing.identity import keep_key, read_key
+from imprint.auditing.identity import keep_key, key_beside, read_key
 from imprint.claim import check_folder
 from imprint.data.given import Records
 from imprint.errors import UsageError
@@ -120,7 +120,8 @@ def audit(
     pool, spec = read_records(_data_spec(asked, members), members, nonmembers)
     with _folder(out) as folder:
         check_folder(Store(folder))
-        key_file = Path(id_key) if id_key else folder.with_name(f"{folder.name}.key")
+        key_file = Path(id_key).expanduser() if id_key else key_beside(folder)
+        _check_apart(folder, key_file, adapter, model)
         key = read_key(key_file)
         ready: Ready
         how = loss
@@ -135,7 +136,8 @@ def audit(
             from imprint.auditing.folders import audit_folders, prepare_folders
             from imprint.auditing.target import find_target
 
-            target = find_target(_model_spec(model), _names(adapter), _named(reference))
+            told_of = (progress or Progress()).note
+            target = find_target(_model_spec(model), _names(adapter), _named(reference), told_of)
             told = None if template is None else _template(template)
             ready = prepare_folders(target, pool, spec, loss, key, show_text, runtime, told)
             write = partial(audit_folders, ready, progress=progress or Progress())
@@ -164,6 +166,21 @@ def _data_spec(given: Mapping[str, Any], members: Records) -> DataSpec:
 
 def _model_spec(model: Any) -> ModelSpec | None:
     return model if model is None or isinstance(model, ModelSpec) else ModelSpec(name=str(model))
+
+
+def _check_apart(out: Path, key: Path, adapter: str | Path | Sequence[str | Path], model: Any) -> None:
+    """What is shared with others must not take along what is not meant for them.
+
+    Raises:
+        UsageError: the key lies in the output folder, or that in the folder of a model.
+    """
+    folder = out.expanduser().resolve()
+    if key.resolve().is_relative_to(folder):
+        raise UsageError(f"--id-key {key} lies in the output folder, whose ids it would uncover: keep it elsewhere")
+    models = [*_names(adapter), *([str(model)] if isinstance(model, str | Path) else [])]
+    for name in models:
+        if folder.is_relative_to(Path(name).expanduser().resolve()):
+            raise UsageError(f"--out {out} lies in {name}, which would be shared with it: give another folder")
 
 
 def _template(path: str | Path) -> str:

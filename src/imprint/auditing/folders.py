@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imprint.auditing.identity import hidden
-from imprint.auditing.ledger import Ledger, base_key, check_same, open_ledger
+from imprint.auditing.identity import hidden, hidden_audit
+from imprint.auditing.ledger import Ledger, base_key, check_same, check_texts, open_ledger
 from imprint.auditing.span import Span, trained_span
 from imprint.auditing.target import Target, Tuned, has_tokenizer
 from imprint.data import Pool, resolve_sizes
@@ -26,6 +26,10 @@ from imprint.tuning.models import count_parameters, load_model, load_tokenizer, 
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+COMPARED = 200
+"""Members on which two tokenizers are compared."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def prepare_folders(
     if target.reference.fingerprint != target.base.fingerprint:
         compared = Base.of(target.reference, model, runtime)
     tokenizer = load_tokenizer(target.base, target.tokenizer)
-    _check_same_tokens(target, tokenizer)
+    _check_same_tokens(target, tokenizer, pool)
     if template is not None:
         tokenizer.chat_template = template
     private = hidden(pool, key)
@@ -95,9 +99,9 @@ def prepare_folders(
     )
     span = None
     if loss == "auto":
-        span = trained_span(private, data, tokenizer, base, lambda: _load(target.tuned[-1], base))
+        span = trained_span(pool, data, tokenizer, base, lambda: _load(target.tuned[-1], base))
     data = data.model_copy(update={"loss": (span.loss if span else "target") if loss == "auto" else loss})
-    audit = replace(prepare(private, data, tokenizer), private=not show_text)
+    audit = hidden_audit(replace(prepare(pool, data, tokenizer), private=not show_text), key)
     other = None
     if compared is not base:
         other = model.model_copy(
@@ -123,6 +127,7 @@ def audit_folders(
         ImprintError: scores are not finite.
     """
     with open_ledger(out, ready.cell, ready.audit, attacks, budget, document) as ledger:
+        check_texts(ledger)
         done = check_same(ledger, [one.fingerprint for one in ready.target.tuned])
         left = ready.target.tuned[done:]
         if not left and ledger.folder.done and ledger.has_base:
@@ -178,16 +183,27 @@ def _tokenizer_key(target: Target, template: str | None) -> str:
     return own if template is None else hashlib.sha256(f"{own}\n{template}".encode()).hexdigest()
 
 
-def _check_same_tokens(target: Target, tokenizer: Any) -> None:
-    """The tuned model, its base and what it is compared with must mean the same by a token's number."""
-    known = tokenizer.get_vocab()
+def _check_same_tokens(target: Target, tokenizer: Any, pool: Pool) -> None:
+    """The tuned model, its base and what it is compared with must be given the same tokens for the same text.
+
+    The tokenizer beside an adapter is a stranger's: one that writes texts otherwise would hide what was learned.
+    """
+    texts = [example.prompt + example.target for example in pool.parts["member"][:COMPARED]]
+    own, numbers = target.tokenizer or target.base.path, tokenizer.get_vocab()
     others = {target.base.path: target.base, target.reference.path: target.reference}
     for path, located in others.items():
         if path == target.tokenizer or not has_tokenizer(path):
             continue
-        theirs = load_tokenizer(located).get_vocab()
-        if differ := [token for token, number in theirs.items() if known.get(token, number) != number]:
+        other = load_tokenizer(located)
+        theirs = other.get_vocab()
+        if differ := [token for token, number in theirs.items() if numbers.get(token, number) != number]:
             raise ModelError(
-                f"the tokenizer of {path} numbers {len(differ):,} tokens otherwise than that of "
-                f"{target.tokenizer or target.base.path}: these models cannot be compared on the same tokens"
+                f"the tokenizer of {path} numbers {len(differ):,} tokens otherwise than that of {own}: these models "
+                "cannot be compared on the same tokens"
+            )
+        ids, wanted = (one(texts, add_special_tokens=False).input_ids for one in (tokenizer, other))
+        if cut := sum(a != b for a, b in zip(ids, wanted, strict=True)):
+            raise ModelError(
+                f"the tokenizer of {own} cuts {cut} of {len(texts)} members otherwise than that of {path}: take its "
+                "files out of that folder if the training used the base's"
             )

@@ -19,6 +19,9 @@ from imprint.spec import DataSpec
 from imprint.subgroups import SMALLEST
 
 COLUMN = "group"
+OTHERS = "other values"
+"""In place of those that are too few to be compared, and might be names."""
+NEARLY_ALL = 0.9
 
 
 def read_records(spec: DataSpec, members: Records, nonmembers: Records | None) -> tuple[Pool, DataSpec]:
@@ -30,10 +33,14 @@ def read_records(spec: DataSpec, members: Records, nonmembers: Records | None) -
     if spec.group or spec.subgroup or COLUMN not in _columns(members):
         return read_sides(spec, members, nonmembers), spec
     pool = read_sides(spec.model_copy(update={"group": COLUMN}), members, nonmembers)
-    if not _compared(pool):
+    values = _compared(pool)
+    if not values:
         return pool, spec.model_copy(update={"group": COLUMN})
     parts = {
-        name: tuple(replace(example, group=None, subgroup=example.group) for example in part)
+        name: tuple(
+            replace(example, group=None, subgroup=example.group if example.group in values else OTHERS)
+            for example in part
+        )
         for name, part in pool.parts.items()
     }
     return replace(pool, parts=parts), spec.model_copy(update={"subgroup": COLUMN})
@@ -53,8 +60,12 @@ def _columns(members: Records) -> Collection[str]:
     return names or (first.keys() if isinstance(first, Mapping) else ())
 
 
-def _compared(pool: Pool) -> bool:
-    """Whether some value has enough records on both sides to compare it with others."""
-    sides = [[example.group for example in pool.parts.get(name, ())] for name in ("member", "nonmember")]
-    shared = {label for label in sides[0] if label is not None} & set(sides[1])
-    return any(min(side.count(label) for side in sides) >= SMALLEST for label in shared)
+def _compared(pool: Pool) -> set[str]:
+    """The values that have enough records on both sides, if nearly all records have one of them; else none.
+
+    A few values in common, such as "unknown" among names of customers, do not make a property of it.
+    """
+    sides = [Counter(example.group for example in pool.parts.get(name, ())) for name in ("member", "nonmember")]
+    shared = {label for label in sides[0] if label is not None and min(side[label] for side in sides) >= SMALLEST}
+    covered = sum(side[label] for side in sides for label in shared)
+    return shared if covered >= NEARLY_ALL * sum(sum(side.values()) for side in sides) else set()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from imprint.data import Pool
 from imprint.errors import UsageError
+from imprint.records import Audit
 from imprint.types import Example
 
 DIGITS = 16
@@ -41,14 +42,15 @@ def keep_key(path: Path, key: bytes) -> None:
     """Write a new key, for its owner alone to read; one that is there stays as it is.
 
     Raises:
-        UsageError: the file cannot be made.
+        UsageError: the file cannot be made, or holds another key by now.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(key)
     except FileExistsError:
-        pass
+        if path.read_bytes().strip() != key:
+            raise UsageError(f"--id-key {path} was made by another audit meanwhile: run this one again") from None
     except OSError as error:
         raise UsageError(f"--id-key {path} cannot be made ({error}): give another file") from None
 
@@ -61,11 +63,28 @@ def pseudonym(key: bytes, label: str) -> str:
     return hmac.new(key, label.encode("utf-8", "surrogatepass"), "sha256").hexdigest()[:DIGITS]
 
 
+def key_beside(out: Path) -> Path:
+    """Where the key of an output folder lies if nobody says otherwise."""
+    folder = out.expanduser().resolve()
+    return folder.parent / f"{folder.name or 'imprint'}.key"
+
+
 def hidden(pool: Pool, key: bytes) -> Pool:
     """The same records under other ids and owners."""
+    parts = {name: tuple(_hidden(example, key) for example in part) for name, part in pool.parts.items()}
+    return replace(pool, parts=parts)
 
-    def hide(example: Example) -> Example:
-        group = None if example.group is None else pseudonym(key, example.group)
-        return replace(example, id=pseudonym(key, example.id), group=group)
 
-    return replace(pool, parts={name: tuple(map(hide, part)) for name, part in pool.parts.items()})
+def hidden_audit(audit: Audit, key: bytes) -> Audit:
+    """The same of records that have been encoded under the ids that messages may name."""
+    names = {example.id: pseudonym(key, example.id) for example in audit.examples}
+    scored, tuned = (
+        tuple(replace(record, id=names.get(record.id, record.id)) for record in some)
+        for some in (audit.scored, audit.tuned)
+    )
+    return replace(audit, examples=tuple(_hidden(e, key) for e in audit.examples), scored=scored, tuned=tuned)
+
+
+def _hidden(example: Example, key: bytes) -> Example:
+    group = None if example.group is None else pseudonym(key, example.group)
+    return replace(example, id=pseudonym(key, example.id), group=group)

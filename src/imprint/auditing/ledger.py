@@ -132,3 +132,14 @@ def check_same(ledger: Ledger, fingerprints: Sequence[str]) -> int:
             f"--out {ledger.store.path} holds the audit of other weights: give another folder for this adapter"
         )
     return len(known)
+
+
+def check_texts(ledger: Ledger) -> None:
+    """
+    Raises:
+        UsageError: the evidence holds texts and must not, or holds none and should.
+    """
+    base = ledger.store.base(ledger.cell.base)
+    if base.is_dir() and (base / "texts.parquet").exists() is ledger.audit.private:
+        told = "holds texts, written with --show-text" if ledger.audit.private else "was written without --show-text"
+        raise UsageError(f"--out {ledger.store.path} {told}: give another folder")

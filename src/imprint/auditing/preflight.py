@@ -61,10 +61,17 @@ def about_records(audit: Audit, spec: AuditSpec) -> list[str]:
     lost = ", ".join(words.plural(n, part) for part, n in cut.items() if n) or "none"
     members = [record for record, role in zip(audit.scored, audit.roles, strict=True) if role == "member"]
     scored, tokens = sum(int(r.scored.sum()) for r in members), sum(len(r) for r in members)
+    told = []
+    if spec.data.group:
+        told.append(words.clean(f"Column {spec.data.group}: owners, whose records are taken together"))
+    if spec.data.subgroup:
+        values = len({example.subgroup for example in audit.examples if example.subgroup})
+        told.append(words.clean(f"Column {spec.data.subgroup}: a property, {words.plural(values, 'value')} compared"))
     return [
         f"Records: {counts['members']:,} members, {counts['nonmembers']:,} non-members; left out: {words.clean(left)}",
         f"Truncated at {spec.data.max_length:,} tokens: {lost}",
         f"Of the members' {tokens:,} tokens {scored:,} are scored, {tokens - scored:,} are context",
+        *told,
     ]
 
 

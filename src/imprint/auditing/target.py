@@ -8,11 +8,12 @@ adapter off, or the model that was named: there is no other way to get one, and 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from imprint.errors import ModelError, UsageError
+from imprint.report import words
 from imprint.spec import MethodSpec, ModelSpec
 from imprint.tuning.adapters import Adapter, is_adapter, read_adapter
 from imprint.tuning.locate import Located, locate
@@ -61,7 +62,12 @@ class Target:
         return int(self.method.options.get("tokens", 0))
 
 
-def find_target(model: ModelSpec | None, adapters: Sequence[str], reference: str | None = None) -> Target:
+def find_target(
+    model: ModelSpec | None,
+    adapters: Sequence[str],
+    reference: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Target:
     """Find out what is to be audited.
 
     Args:
@@ -69,6 +75,7 @@ def find_target(model: ModelSpec | None, adapters: Sequence[str], reference: str
         adapters: folders, or patterns such as `out/checkpoint-*`, whose matches are audited as epochs.
         reference: a model that is compared with instead of the base; needed where the tuned model is a whole one that
             `model` names.
+        say: is told what is fetched that nobody here has named.
 
     Raises:
         UsageError: nothing matches, or what is given does not fit together.
@@ -83,6 +90,12 @@ def find_target(model: ModelSpec | None, adapters: Sequence[str], reference: str
         raise UsageError("--adapter: some folders hold adapters and some whole models; audit them one kind at a time")
     if model is None:
         model = _named_base(tuned)
+        if not Path(model.name).expanduser().exists():
+            say(
+                words.clean(
+                    f"The base is {model.name}, which the adapter names: fetched from the Hub if it is not here"
+                )
+            )
     base = locate(model)
     method = _method(tuned)
     compared = locate(ModelSpec(name=reference)) if reference else base
@@ -107,7 +120,7 @@ def _whole(model: ModelSpec | None, reference: str | None) -> Target:
 
 
 def _folders(patterns: Sequence[str]) -> list[Path]:
-    """The folders that the patterns stand for, in the order of the numbers that their names end in."""
+    """The folders that the patterns stand for: as they were given, of one pattern by the number that a name ends in."""
     found: list[Path] = []
     for pattern in patterns:
         try:
@@ -116,10 +129,10 @@ def _folders(patterns: Sequence[str]) -> list[Path]:
         except (OSError, ValueError, RuntimeError, re.error):  # a NUL, too long a name, no such home
             matches = []
         if not matches:
-            raise UsageError(f"--adapter {pattern!r}: no such folder; expected one with adapter_config.json")
-        found += matches
-    unique = list({folder.resolve(): folder for folder in found}.values())
-    return sorted(unique, key=_place)
+            what = "matches no folder" if set(pattern) & set("*?[") else "no such folder"
+            raise UsageError(f"--adapter {pattern!r}: {what}; expected one with adapter_config.json")
+        found += sorted(matches, key=_place)
+    return list({folder.resolve(): folder for folder in found}.values())
 
 
 def _matching(pattern: Path) -> list[Path]:
@@ -138,10 +151,16 @@ def _tuned(folder: Path) -> Tuned:
         return Tuned(folder.resolve().name, read_adapter(folder))
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder} holds neither a PEFT adapter (adapter_config.json) nor a whole model (config.json): give the "
-            "folder that `save_pretrained` or the trainer wrote"
+            f"{folder} holds neither a PEFT adapter (adapter_config.json) nor a whole model (config.json): give "
+            f"{_instead(folder)}"
         )
     return Tuned(folder.resolve().name, locate(ModelSpec(name=str(folder.resolve()))))
+
+
+def _instead(folder: Path) -> str:
+    if any(folder.glob("checkpoint-*")):
+        return f"one of its checkpoints, or --adapter '{folder}/checkpoint-*' for all of them"
+    return "the folder that `save_pretrained` or the trainer wrote"
 
 
 def _named_base(tuned: Sequence[Tuned]) -> ModelSpec:

@@ -101,7 +101,7 @@ def make_split(pool: Pool, spec: DataSpec, seed: int, usable: Usable = lambda e:
     extra = _draw(beside, (spec.tune_on or 0) - want["members"], usable, dropped)
     have = {side: len(drawn[side]) for side in SIDES} | {"tune_on": len(drawn["members"]) + len(extra)}
     for option, size in have.items():
-        _check_size(pool, spec, option, size, len(records))
+        _check_size(pool, spec, option, size, len(records), dropped)
     return Split(
         **{side: tuple(r.example for r in found) for side, found in (drawn | {"extra": extra}).items()},
         dropped={reason: dropped[reason] for reason in sorted(dropped) if dropped[reason]},
@@ -209,9 +209,15 @@ def _check_parts(pool: Pool, kind: str) -> None:
     raise DataError(f"`split: given` needs members and non-members, and {found}. Say so in a column `member`.")
 
 
-def _check_size(pool: Pool, spec: DataSpec, option: str, have: int, total: int) -> None:
+def _check_size(pool: Pool, spec: DataSpec, option: str, have: int, total: int, dropped: Counter[str]) -> None:
     want = getattr(spec, option) or 0
-    if have >= want or (have > 0 and want in _all_there_is(pool, spec, option)):
+    at_most = spec.split == "given"  # whose numbers are limits: somebody else has chosen who there is
+    if at_most and not have and option in ("members", "nonmembers"):
+        side = "members" if option == "members" else "non-members"
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items() if n) or "none"
+        told = "; are the two sides the same records?" if option == "nonmembers" else ""
+        raise DataError(f"{pool.name}: no {side} are left to be scored (left out: {reasons}){told}")
+    if have >= want or (have > 0 and (at_most or want in _all_there_is(pool, spec, option))):
         return
     called = {"nonmembers": "non-members", "validation": "validation records", "tune_on": "records to tune on"}
     asked = f"{want} {called.get(option, option)}"

@@ -119,9 +119,8 @@ class Encoder:
     def _ends(self, example: Example, text: list[int]) -> bool:
         """Whether an EOS is put behind a text."""
         end = self.tokenizer.eos_token_id
-        if end is None or self.eos is None:
-            return end is not None and bool(example.prompt)
-        return self.eos and text[-1:] != [end]
+        wanted = bool(example.prompt) if self.eos is None else self.eos
+        return wanted and end is not None and text[-1:] != [end]
 
     def _whole(self, example: Example, ids: list[int], learned: NDArray[np.bool_]) -> Encoded:
         """A sequence that is complete as it is, cut at its end."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,12 +70,13 @@ ADVICE = {
     "power": "Bring more records, or more groups where each holds many.",
     "positive control": "These attacks cannot show that anything leaks here: bring longer records, or attacks that "
     "find the members of the control.",
+    "direction": "Were members and non-members swapped, or the non-members tuned on?",
 }
 
 
 def missing(name: str, why: str) -> Gate:
-    """A gate that could not be computed."""
-    return Gate(name, "missing", why, ADVICE[name], {})
+    """A gate that could not be computed; `why` says what it takes."""
+    return Gate(name, "missing", why, "", {})
 
 
 def base_control(scores: Mapping[str, Sides], groups: Groups) -> Gate:
@@ -177,9 +178,34 @@ def positive_control(scores: Mapping[str, Sides]) -> Gate:
         return found
     blind = [attack for attack, interval in found.items() if not interval.low > 0.5]
     said = "Every attack finds the members of a run overfitted on purpose"
+    if all(found[attack].value > WORTH_FINDING for attack in blind) and blind:
+        said = f"Too few records to be sure that a run overfitted on purpose is found by {_listed(blind)}"
+        return replace(
+            _gate(name, False, f"{said}: {_shown(found, CONFIDENCE)}.", _figures(found, CONFIDENCE)),
+            advice=ADVICE["power"],
+        )
     if blind:
         said = f"Blind to the members of a run overfitted on purpose: {_listed(blind)}"
     return _gate(name, not blind, f"{said}: {_shown(found, CONFIDENCE)}.", _figures(found, CONFIDENCE))
+
+
+def direction(scores: Mapping[str, Sides], groups: Groups) -> Gate:
+    """Do the attacks find the *non*-members of a model tuned elsewhere? Then the sides are not what they are called.
+
+    Red if the upper bound of any AUC is below .5, intervals at the level 1 − FAMILY / attacks.
+
+    Args:
+        scores: attack → its scores on the tuned model.
+    """
+    name, level = "direction", 1 - FAMILY / max(len(scores), 1)
+    found = _intervals(name, scores, level, groups)
+    if isinstance(found, Gate):
+        return found
+    below = [attack for attack, interval in found.items() if interval.high < 0.5]
+    said = "After tuning no attack takes the non-members for the members"
+    if below:
+        said = f"The non-members look more like what was tuned on than the members do, by {_listed(below)}"
+    return _gate(name, not below, f"{said}: {_shown(found, level)}.", _figures(found, level))
 
 
 def withheld(gates: Sequence[Gate]) -> str:
