@@ -180,6 +180,10 @@ def plan_command(
     model: Annotated[
         str | None, typer.Option(help="The base; with a file of members: time, memory and disk as well.")
     ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder whose tokenizer and template are the training's.")
+    ] = None,
+    template: Annotated[Path | None, typer.Option(help="As for `imprint audit`.")] = None,
     checkpoints: Annotated[int, typer.Option(min=1, help="Checkpoints that will be audited.")] = 1,
     style: Annotated[str, typer.Option("--format", help="As for `imprint audit`.")] = "auto",
     group: Annotated[str | None, typer.Option(help="Column with the owner of a record.")] = None,
@@ -193,6 +197,7 @@ def plan_command(
     from rich.console import Console
 
     from imprint.attacks import ATTACKS
+    from imprint.auditing.api import read_template
     from imprint.auditing.plan import cost, needs, read_members
     from imprint.measures.sizes import design_effect
     from imprint.recommend import parse_budget
@@ -207,7 +212,8 @@ def plan_command(
             raise UsageError("--model is missing: with a file of members it is what reads them; or give their number")
         asked = {"source": Source(name=members), "format": _style(style), "group": group, "max_length": max_length}
         data = validated(DataSpec, asked | {"overlong": "keep_start"}, "")
-        records, owners = read_members(Path(members), ModelSpec(name=model), data)
+        told = None if template is None else read_template(template)
+        records, owners = read_members(Path(members), ModelSpec(name=model), data, adapter, told)
         count, effect = len(records), design_effect(owners)
     found = needs(parse_budget(budget or (), list(ATTACKS)), count, power, effect)
     print_needs(found, count, effect, power, console)

@@ -15,6 +15,7 @@ from imprint.auditing.groups import read_records
 from imprint.auditing.identity import keep_key, key_beside, read_key
 from imprint.claim import check_folder
 from imprint.data.given import Records
+from imprint.data.pool import local_path
 from imprint.errors import UsageError
 from imprint.progress import Progress
 from imprint.recipe import attack_names, checked_budget
@@ -138,10 +139,10 @@ def audit(
 
             told_of = (progress or Progress()).note
             target = find_target(_model_spec(model), _names(adapter), _named(reference), told_of)
-            told = None if template is None else _template(template)
+            told = None if template is None else read_template(Path(template))
             ready = prepare_folders(target, pool, spec, loss, key, show_text, runtime, told)
             write = partial(audit_folders, ready, progress=progress or Progress())
-            how = f"on {ready.span}" if ready.span else how
+            how = "; ".join([f"on {ready.span}" if ready.span else how, *ready.doubts])
         if preflight:
             preflight(ready)
         keep_key(key_file, key)
@@ -179,11 +180,12 @@ def _check_apart(out: Path, key: Path, adapter: str | Path | Sequence[str | Path
         raise UsageError(f"--id-key {key} lies in the output folder, whose ids it would uncover: keep it elsewhere")
     models = [*_names(adapter), *([str(model)] if isinstance(model, str | Path) else [])]
     for name in models:
-        if folder.is_relative_to(Path(name).expanduser().resolve()):
+        where = local_path(name)
+        if where is not None and folder.is_relative_to(where.resolve()):
             raise UsageError(f"--out {out} lies in {name}, which would be shared with it: give another folder")
 
 
-def _template(path: str | Path) -> str:
+def read_template(path: str | Path) -> str:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from imprint.tuning.adapters import Adapter, adapter_parameters, attach
 from imprint.tuning.base import Base
 from imprint.tuning.locate import tokenizer_fingerprint
 from imprint.tuning.models import count_parameters, load_model, load_tokenizer, resolve_device, resolve_dtype
+from imprint.types import Chat
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +43,7 @@ class Prepared:
         span: what was found out about the loss that it was trained with; None where nothing had to be.
         base: the model that adapters are put on.
         compared: the model that is scored at epoch 0; mostly `base` itself.
+        doubts: whether the records are told as in the training, where the files give reason to ask.
     """
 
     target: Target
@@ -51,6 +53,7 @@ class Prepared:
     base: Base
     compared: Base
     tokenizer: Any
+    doubts: tuple[str, ...] = ()
 
 
 def prepare_folders(
@@ -86,6 +89,7 @@ def prepare_folders(
         compared = Base.of(target.reference, model, runtime)
     tokenizer = load_tokenizer(target.base, target.tokenizer)
     _check_same_tokens(target, tokenizer, pool)
+    doubts = tuple(_doubts(target, pool, tokenizer, template))
     if template is not None:
         tokenizer.chat_template = template
     private = hidden(pool, key)
@@ -109,7 +113,7 @@ def prepare_folders(
         )
     spec = AuditSpec(model=model, data=data, method=target.method, seed=0, reference=other)
     cell = AnyCell(spec, target.method.name, base_key(spec), target.base, private)
-    return Prepared(target, cell, audit, span, base, compared, tokenizer)
+    return Prepared(target, cell, audit, span, base, compared, tokenizer, doubts)
 
 
 def audit_folders(
@@ -175,6 +179,16 @@ def _max_length(given: int | None, target: Target) -> int:
             f"{target.base.context} tokens: give at most {room}"
         )
     return given or max(2, min(room, LONGEST_DEFAULT))
+
+
+def _doubts(target: Target, pool: Pool, tokenizer: Any, template: str | None) -> Iterator[str]:
+    own, chats = tokenizer.chat_template, isinstance(pool.parts["member"][0].form, Chat)
+    if template is not None and own and template != own:
+        yield f"The template given is not that of the tokenizer in {target.tokenizer or target.base.path}"
+    if target.tokenizer and own and pool.parts["member"][0].form is None:
+        yield f"{target.tokenizer} brings a chat template, and these records are no chats: were they tuned on as they are?"
+    if template is not None and not chats:
+        yield "A template is given, and these records are no chats: it is not used"
 
 
 def _tokenizer_key(target: Target, template: str | None) -> str:

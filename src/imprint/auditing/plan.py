@@ -91,8 +91,14 @@ def _need(claim: str, count: Callable[[], int]) -> Need:
         return Need(claim, None, str(error))
 
 
-def read_members(path: Path, model: ModelSpec, data: DataSpec) -> tuple[list[Encoded], list[str | None]]:
+def read_members(
+    path: Path, model: ModelSpec, data: DataSpec, folder: Path | None = None, template: str | None = None
+) -> tuple[list[Encoded], list[str | None]]:
     """The members encoded as an audit would, and the owner of each.
+
+    Args:
+        folder: has the tokenizer, if not the model's.
+        template: the chat template, if not the tokenizer's own.
 
     Raises:
         UsageError: the file or the model cannot be used.
@@ -103,7 +109,8 @@ def read_members(path: Path, model: ModelSpec, data: DataSpec) -> tuple[list[Enc
 
     located = locate(model)
     pool = read_pool(data.model_copy(update={"source": Source(name=str(path))}))
-    tokenizer = load_tokenizer(located)
+    tokenizer = load_tokenizer(located, folder)
+    tokenizer.chat_template = tokenizer.chat_template if template is None else template
     length = data.max_length or min(located.context, LONGEST_DEFAULT)
     with Templates(tokenizer, data.loss) as templates:
         encode = Encoder(tokenizer, length, data.overlong, data.loss, data.eos, templates)

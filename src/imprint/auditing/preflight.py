@@ -30,6 +30,7 @@ def lines(ready: Any, texts: bool) -> list[str]:
     told = [*about_target(ready.cell.spec, names), *about_records(ready.audit, ready.cell.spec)]
     if ready.span:
         told.append(f"Loss was on {ready.span}")
+    told += [words.clean(f"Note: {doubt}") for doubt in ready.doubts]
     if not texts:
         return [*told, f"{SHOWN} members as they are scored: see --dry-run or --show-text"]
     shown = examples(ready.audit, ready.tokenizer)
