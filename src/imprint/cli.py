@@ -18,10 +18,8 @@ from imprint.errors import ImprintError, UsageError, unknown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from rich.console import Console
 
-    from imprint.rows import Grid
     from imprint.spec import Runtime
 
 app = typer.Typer(
@@ -77,6 +75,7 @@ def run_command(
         return _predict(recipe, out or Path("runs") / recipe.stem, set_ or (), runtime, Console())
 
     from imprint.progress import ConsoleProgress
+    from imprint.release import release
     from imprint.report import print_summary, write_report
     from imprint.rows import load_grid
     from imprint.runs import run
@@ -87,7 +86,7 @@ def run_command(
     grid = load_grid(folder)
     print_summary(grid, frame, console)
     console.print(f"Report: {write_report(folder)}", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(_exit_code(grid, frame))
+    raise typer.Exit(release(grid, frame).code)
 
 
 def _predict(recipe: Path, folder: Path, overrides: Sequence[str], runtime: Runtime, console: Console) -> None:
@@ -95,20 +94,6 @@ def _predict(recipe: Path, folder: Path, overrides: Sequence[str], runtime: Runt
     from imprint.runs import predicted
 
     print_predictions(predicted(recipe, folder, overrides, runtime), console)
-
-
-def _exit_code(grid: Grid, frame: pd.DataFrame) -> int:
-    """3 where a cell could not finish, 2 where a gate is not green, 1 where no cell keeps a budget that is given."""
-    from imprint.gates.judge import withheld
-    from imprint.report import within_budget
-    from imprint.validity import gates
-
-    if any(cell.outcome["status"] in ("failed", "unfinished") for cell in grid.cells):
-        return 3
-    if any(withheld(found) for found in gates(grid).values()):
-        return 2
-    verdicts = [within_budget(grid, frame, cell) for cell in grid.cells]
-    return 1 if grid.budget and not any(verdicts) else 0
 
 
 @app.command("report")

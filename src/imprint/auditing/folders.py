@@ -186,7 +186,7 @@ def _doubts(target: Target, pool: Pool, tokenizer: Any, template: str | None) ->
     if template is not None and own and template != own:
         yield f"The template given is not that of the tokenizer in {target.tokenizer or target.base.path}"
     if target.tokenizer and own and pool.parts["member"][0].form is None:
-        yield f"{target.tokenizer} brings a chat template, and these records are no chats: were they tuned on as they are?"
+        yield f"{target.tokenizer} brings a chat template, and these records are no chats: were they tuned on so?"
     if template is not None and not chats:
         yield "A template is given, and these records are no chats: it is not used"
 
