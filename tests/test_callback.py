@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import random
 import runpy
 import socket
@@ -20,7 +21,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -39,6 +40,7 @@ from imprint.auditing import aside, running, worker
 from imprint.auditing.live import undisturbed
 from imprint.auditing.shared_work import joined, share
 from imprint.auditing.trainer_data import draw, records_of
+from imprint.auditing.training import newest
 from imprint.callback import LeakageCallback
 from imprint.data import resolve_sizes
 from imprint.data.tokens import Encoded
@@ -47,6 +49,7 @@ from imprint.measures import auc
 from imprint.records import prepare
 from imprint.release import release
 from imprint.rows import load_grid, results
+from imprint.spec import Budget
 from imprint.types import TokenStats
 from tests.conftest import save_model, sentence, write_jsonl
 
@@ -262,8 +265,9 @@ def test_the_folder_is_an_audit(made: Callable[..., Trainer], tmp_path: Path) ->
     grid = load_grid(out)
     assert grid.cells[0].outcome["status"] == "done"
     assert grid.cells[0].spec.method.name == "full"
+    assert {f"{name}.parquet" for name in ("subgroups", "exposed", "exposed_counts")} <= {f.name for f in out.iterdir()}
     found = release(grid, results(out))
-    assert {gate.name for gate in found.gates} == {
+    assert {gate.name for gate in found.gates} >= {
         "base control", "blind baseline", "overlap", "power", "positive control"
     }  # fmt: skip
     assert not found.unable
@@ -275,6 +279,27 @@ def test_the_folder_is_an_audit(made: Callable[..., Trainer], tmp_path: Path) ->
         ("epoch 1", 3, 1.0),
         ("epoch 2", 6, 2.0),
     ]
+
+
+def test_bounds_of_the_callback_are_those_of_the_gate(made: Callable[..., Trainer], words: Any, tmp_path: Path) -> None:
+    """Of records that hang together, owner by owner: that of every measure, within one part in a million."""
+    sides = [tokens(words, 40, seed).add_column("owner", [f"{seed}, {n // 4}" for n in range(40)]) for seed in (0, 1)]
+    data = {"train_dataset": sides[0], "eval_dataset": sides[1]}
+    made({"attacks": ["loss", "ref"], "data": {"group": "owner"}}, **data).train()
+    out = tmp_path / "audit"
+    frame = results(out)
+    clustered = frame[frame["epoch"] == 2].set_index(["attack", "metric"])["high"]
+    cell = load_grid(out).cells[0]
+    for attack in ("loss", "ref"):
+        for metric in ("auc", "tpr_at_10pct_fpr"):
+            high = clustered[attack, metric]
+            over = [newest(out, Budget(attack=attack, **{metric: high * by})).over for by in (1 - 1e-6, 1 + 1e-6)]
+            assert over == [True, False]
+            kept = [release(load_grid(out), frame, Budget(attack=attack, **{metric: high * by})).cells[0].kept
+                    for by in (1 - 1e-6, 1 + 1e-6)]  # fmt: skip
+            assert kept == [False, True]
+    plain = imprint.tpr_at_fpr(*cell.sides(cell.scores(2, ["loss"])["loss"]), 0.1).high
+    assert plain != pytest.approx(clustered["loss", "tpr_at_10pct_fpr"])  # owners make a difference here
 
 
 def test_a_trainer_that_calls_need_not_be_named(made: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -438,7 +463,15 @@ def test_a_budget_that_cannot_be_kept_is_refused_at_the_start(made: Callable[...
     with pytest.raises(InvalidAudit, match=r"cannot be kept with so few records\. 12 members .* Bring more records"):
         trainer.train()
     assert trainer.state.global_step == 0
-    made({"budget": {"auc": 0.97}}, num_train_epochs=1).train()  # the folder may be used for what can be
+    rate = (
+        r"12 members and 12 non-members the upper bound of tpr_at_10pct_fpr .* below 0\.3 .* `imprint plan --budget tpr"
+    )
+    with pytest.raises(InvalidAudit, match=rate):
+        made({"budget": {"tpr_at_10pct_fpr": 0.3}}).train()
+    with pytest.raises(InvalidAudit, match="tpr_at_1pct_fpr"):  # for which there are too few in any case
+        made({"budget": {"tpr_at_1pct_fpr": 0.99}}).train()
+    budget = {"auc": 0.97, "tpr_at_10pct_fpr": 0.97}
+    made({"budget": budget}, num_train_epochs=1).train()  # the folder may be used for what can be
 
 
 @pytest.mark.parametrize(
@@ -594,6 +627,81 @@ def test_a_resumed_full_training_needs_the_scores_of_its_base(
         made({}, save_strategy="epoch").train(resume_from_checkpoint=saved)
     made({"reference": str(model_folder)}, save_strategy="epoch").train(resume_from_checkpoint=saved)
     assert [meta["step"] for meta in metas(tmp_path / "audit")] == [6]
+
+
+# ---- the model as it was before training ----
+
+
+def tuned_before(folder: Path) -> PeftModel:
+    model = load(folder, lora=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    return model
+
+
+def pissa(folder: Path) -> PeftModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return get_peft_model(model, LoraConfig(**LORA, init_lora_weights="pissa"))
+
+
+def with_biases(folder: Path) -> PeftModel:
+    torch.manual_seed(0)
+    return get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(**LORA, bias="all"))
+
+
+BEGUN = {"pissa": pissa, "tuned before": tuned_before, "biases": with_biases}
+
+
+@pytest.mark.parametrize("start", BEGUN)
+def test_the_base_is_the_model_as_it_was_before_training(
+    made: Callable[..., Trainer], model_folder: Path, start: str, tmp_path: Path
+) -> None:
+    """Not what lies below an adapter that has taken something out of it, or that has been tuned before."""
+    model = BEGUN[start](model_folder)
+    trainer = made({"attacks": ["loss", "ref"]}, model=model, save_strategy="epoch", num_train_epochs=1)
+    sides = [[row["input_ids"] for row in dataset] for dataset in (trainer.train_dataset, trainer.eval_dataset)]
+    now, below = [sorted(nll(model, ids) for ids in side) for side in sides], load(model_folder)
+    trainer.train()
+    cell = load_grid(tmp_path / "audit").cells[0]
+    np.testing.assert_allclose([sorted(side) for side in cell.losses(0)], now, rtol=1e-4)
+    bare = [sorted(nll(below, ids) for ids in side) for side in sides]
+    assert np.allclose(now, bare, rtol=1e-3) is (start != "tuned before")
+    np.testing.assert_allclose(
+        [sorted(side) for side in cell.losses(1)],
+        [sorted(nll(trainer.model, ids) for ids in side) for side in sides],
+        rtol=1e-4,
+    )
+    controls = json.loads((cell.base / "gates" / "meta.json").read_text())
+    assert controls["run"]["records"] == 12  # the positive control was tuned on top of what there is
+    assert "positive" not in controls
+
+
+@pytest.mark.parametrize("start", BEGUN)
+def test_what_the_base_is_is_not_decided_anew_when_training_goes_on(
+    made: Callable[..., Trainer], model_folder: Path, start: str, tmp_path: Path
+) -> None:
+    changes = {"num_train_epochs": 2, "save_strategy": "epoch"}
+    made({"out": tmp_path / "whole"}, name="one", model=BEGUN[start](model_folder), **changes).train()
+    with pytest.raises(Killed):
+        made(
+            {"out": tmp_path / "parts"}, others=[Kill(3)], name="two", model=BEGUN[start](model_folder), **changes
+        ).train()
+    saved = str(tmp_path / "two" / "checkpoint-3")
+    made({"out": tmp_path / "parts"}, name="two", model=BEGUN[start](model_folder), **changes).train(
+        resume_from_checkpoint=saved
+    )
+    first, second = evidence(tmp_path / "whole"), evidence(tmp_path / "parts")
+    assert [meta["step"] for meta in second["metas"]] == [3, 6]
+    assert first["stats"][0] == second["stats"][0]
+    again = made({"out": tmp_path / "other"}, name="two", model=BEGUN[start](model_folder), **changes)
+    if start == "tuned before":  # which nothing tells any more: what lies below it is its base
+        again.train(resume_from_checkpoint=saved)
+        return
+    with pytest.raises(UsageError, match=r"holds no scores of what it was before: give .* or .* as `reference`"):
+        again.train(resume_from_checkpoint=saved)
 
 
 def test_a_second_training_needs_a_folder_of_its_own(made: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -1115,6 +1223,15 @@ def test_a_model_in_pieces_cannot_be_acted_on(made: Callable[..., Trainer], in_p
     state = SimpleNamespace(fsdp_plugin=None, deepspeed_plugin=plugin)
     with pytest.raises(UsageError, match="stage3_gather_16bit_weights_on_model_save: true"):
         aside.check_whole(SimpleNamespace(accelerator=SimpleNamespace(state=state)))
+
+
+def test_in_pieces_an_adapter_that_alters_its_base_is_refused(
+    made: Callable[..., Trainer], model_folder: Path, in_pieces: None
+) -> None:
+    for start, why in (("pissa", "init_lora_weights='pissa' takes a part"), ("biases", "bias='all' trains biases")):
+        trainer = made({"every": "save"}, model=BEGUN[start](model_folder), save_strategy="epoch")
+        with pytest.raises(UsageError, match=rf"cannot be scored beside the training, from .* \({why}.*leave that out"):
+            trainer.train()
 
 
 def test_pieces_are_known_by_their_marks(made: Callable[..., Trainer]) -> None:

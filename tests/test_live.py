@@ -21,20 +21,27 @@ from peft import (
     get_peft_model,
 )
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import imprint
 from imprint.auditing.live import (
+    adds_something,
+    alters_base,
     base_trains,
     located,
     method_of,
     plain_copy,
     pristine,
+    tunable,
     undisturbed,
     weights_fingerprint,
 )
 from imprint.auditing.memory import score_live
 from imprint.data.tokens import Encoded
 from imprint.errors import UsageError
+from imprint.spec import MethodSpec
+from imprint.tuning.base import Base
+from imprint.tuning.methods import resolve_method
 
 TEXT = torch.tensor([[5, 17, 99, 3, 42, 8, 200]])
 # peft remarks on tied embeddings, in some versions also where nothing is tied
@@ -104,6 +111,85 @@ def test_a_merged_adapter_cannot_be_taken_off(llama: Path) -> None:
     model.merge_adapter()
     with pytest.raises(UsageError, match="merged into the model: unmerge it, or name the base as `reference`"):
         pristine(model)
+
+
+STARTS = {  # how an adapter begins, whether the model then says what it said without it, what is said of its base
+    "plain": ({}, False, ""),
+    "gaussian": ({"init_lora_weights": "gaussian"}, False, ""),
+    "dora": ({"use_dora": True}, False, ""),
+    "not zero": ({"init_lora_weights": False}, True, ""),
+    "pissa": ({"init_lora_weights": "pissa"}, True, "init_lora_weights='pissa' takes a part out of the base's weights"),
+    "pissa, quick": ({"init_lora_weights": "pissa_niter_4"}, True, "init_lora_weights='pissa_niter_4' takes a part"),
+    "olora": ({"init_lora_weights": "olora"}, True, "init_lora_weights='olora' takes a part"),
+    "biases": ({"bias": "lora_only"}, False, "bias='lora_only' trains biases of the base"),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_it_is_known_what_a_start_does_to_the_base(llama: Path, name: str) -> None:
+    options, adds, why = STARTS[name]
+    torch.manual_seed(0)
+    model = get_peft_model(loaded(llama), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], **options)).eval()
+    below, now, want = logits(pristine(model)), logits(model), logits(loaded(llama).eval())
+    assert adds_something(model) is adds is not torch.allclose(below, now, atol=1e-4)
+    assert alters_base(model).startswith(why)
+    assert bool(alters_base(model)) is bool(why)
+    assert torch.allclose(below, want, atol=1e-4) or why.startswith("init")  # what is lost, and only that, is named
+    assert model.get_base_model().peft_config  # still there
+
+
+def test_of_virtual_tokens_nothing_is_known(llama: Path) -> None:
+    assert not adds_something(adapted(llama, "prompt"))
+    assert alters_base(adapted(llama, "prefix")) == ""
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("prompt", "p_tuning", "prefix")])
+def test_on_a_model_with_its_adapter_another_one_can_be_tuned(llama: Path, name: str) -> None:
+    model = adapted(llama, name).eval()
+    want = logits(model)
+    copied = tunable(model)
+    torch.testing.assert_close(logits(copied), want)
+    assert weights_fingerprint(copied) != weights_fingerprint(pristine(model))
+    lora = resolve_method(MethodSpec(name="lora", options={"rank": 4}), 32, None)
+    tuned = Base.around(copied, located(copied), "float32").tuned(lora, 0)
+    tuned.eval()
+    torch.testing.assert_close(logits(tuned), want)  # it begins where the model is
+    tuned(input_ids=TEXT).logits.square().mean().backward()
+    trains = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+    assert any(parameter.grad.abs().max() > 0 for parameter in trains)
+    with torch.no_grad():
+        for parameter in trains:
+            parameter.add_(0.5)
+    assert (logits(tuned) - want).abs().max() > 0.01
+    assert all(parameter.grad is None for parameter in model.parameters())
+    torch.testing.assert_close(logits(model), want)
+
+
+class Seen(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa"), "init_lora_weights='pissa' takes"),
+        (LoraConfig(r=4, target_modules=["q_proj"], bias="all"), "bias='all' trains biases of the base"),
+        (CONFIGS["lora"], "weights of the base are trained beside"),
+    ],
+)
+def test_in_memory_a_base_that_is_lost_has_to_be_named(llama: Path, config: Any, why: str) -> None:
+    model, words = get_peft_model(loaded(llama), config), AutoTokenizer.from_pretrained(llama)
+    if config is CONFIGS["lora"]:
+        model.get_base_model().model.norm.requires_grad_(True)
+    sides = [[f"{side} {n}" for n in range(20)] for side in ("one", "other")]
+
+    def seen(*_: Any) -> None:
+        raise Seen
+
+    with pytest.raises(UsageError, match=rf"not the one that it was put on \({why}.*\): name the base as `reference`"):
+        imprint.audit(model, words, *sides, preflight=seen)
+    with pytest.raises(Seen):
+        imprint.audit(model, words, *sides, reference=loaded(llama), preflight=seen)
 
 
 def test_a_copy_has_modules_of_its_own_around_the_same_weights(gpt2: Path) -> None:
@@ -198,6 +284,21 @@ def test_a_fingerprint_tells_weights_apart(gpt2: Path) -> None:
     with torch.no_grad():
         model.transformer.h[0].ln_1.bias[0] += 1e-6
     assert weights_fingerprint(model) != before
+
+
+def test_a_fingerprint_reaches_to_the_end_of_a_large_weight() -> None:
+    """A float32 has no numbers for all places beyond 2²⁴: some of them it would round up, over the end."""
+    large = nn.Module()
+    large.weight = nn.Parameter(torch.zeros(2**24 + 3, dtype=torch.bfloat16), requires_grad=False)
+    seen = {weights_fingerprint(large)}
+    for place in (-1, 0, (2**24 + 2) // 255, 100 * (2**24 + 2) // 255):
+        large.weight[place] = 1.0
+        seen.add(weights_fingerprint(large))
+    assert len(seen) == 5
+    for size in (0, 1, 2):
+        large.weight = nn.Parameter(torch.zeros(size))
+        seen.add(weights_fingerprint(large))
+    assert len(seen) == 8
 
 
 def test_what_a_model_in_memory_is(llama: Path) -> None:

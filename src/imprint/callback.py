@@ -35,7 +35,7 @@ class LeakageCallback(TrainerCallback):  # type: ignore[misc]
     `leakage_auc` (with `_low` and `_high`: the attack that finds most, or the one that the budget names),
     `leakage_<attack>_auc` and `leakage_heldout_loss` go to every tracker of the trainer. An evaluation has them as
     `eval_leakage_auc` …, so that `metric_for_best_model="leakage_auc"` and `EarlyStoppingCallback` can go by them. The
-    folder is that of `imprint audit`.
+    folder is that of `imprint audit`. A second `train()` of the same trainer needs another, in a callback of its own.
 
     Args:
         trainer: whose training it is (default: the one that calls).
@@ -46,7 +46,8 @@ class LeakageCallback(TrainerCallback):  # type: ignore[misc]
         out: output folder (default: beside the trainer's output_dir, `<output_dir>-leakage`).
         budget: limits that an upper bound has to stay below, as `{"auc": 0.6}` or `"auc=0.6"`.
         stop: whether training stops once it does not.
-        reference: a model to compare with, in memory or by name (default: the model as it was before training).
+        reference: a model to compare with, in memory or by name (default: the model as it was before training, without
+            its virtual tokens where it has some).
         data: keys of a recipe's `data`: `format`, `loss`, `eos`, `max_length`, `overlong`, `group`, `subgroup`, `id`,
             `members`, `nonmembers` (at most so many, default 2,000 each), `seed`.
         id_key: file with the key that hides ids (default: beside the folder, `<out>.key`; made where there is none).

@@ -21,7 +21,7 @@ from typing import Any
 from peft import PeftModel
 
 from imprint.auditing.identity import keep_key, read_key
-from imprint.auditing.live import method_of, undisturbed
+from imprint.auditing.live import alters_base, method_of, undisturbed
 from imprint.auditing.running import tokenizer_of
 from imprint.auditing.shared_work import Ranks
 from imprint.auditing.trainer_data import records_of
@@ -103,6 +103,11 @@ class Aside:
         """What is the same for all checkpoints; the records and the tokenizer are written beside it."""
         asked, folder = self.asked, Path(self.folders[0].name)
         whole = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if isinstance(whole, PeftModel) and (why := alters_base(whole)):
+            raise UsageError(
+                f"the adapter cannot be scored beside the training, from its saved checkpoints ({why}): leave that "
+                "out, or train a model that is not in pieces"
+            )
         model, method = _base_spec(whole), method_of(whole)
         pool, data = records_of(self.trainer, loader, asked.members, asked.nonmembers, asked.data, asked.seed)
         tokenizer = tokenizer_of(self.trainer)

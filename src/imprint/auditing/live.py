@@ -20,12 +20,17 @@ from torch import nn
 
 from imprint.errors import UsageError
 from imprint.spec import MethodSpec
+from imprint.tuning.adapter_config import _STARTS as LEAVE_BASE
 from imprint.tuning.locate import Located
-from imprint.tuning.models import base_of, shared_copy
+from imprint.tuning.models import autocast, base_of, shared_copy
 
 _SAMPLED = 256
 """Numbers of each weight that its fingerprint looks at."""
 _ADAPTED = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9}
+"""What rounding may do to a logit, as a part of the largest one; 1e-2 in lower precisions."""
+WITH_ADAPTER = "+adapter"
+"""Ends the fingerprint of a base that is a model with its adapter."""
 _KINDS = {"PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt", "P_TUNING": "p_tuning"}
 
 
@@ -69,7 +74,7 @@ def pristine(model: PeftModel) -> nn.Module:
             continue  # what lies inside of an adapted module went with it
         _put(base, path, _original(module))
         done.append(path)
-    return base.eval()
+    return _forgotten(base)
 
 
 def base_trains(model: nn.Module) -> bool:
@@ -78,6 +83,73 @@ def base_trains(model: nn.Module) -> bool:
         return True
     below = {id(parameter) for parameter in pristine(model).parameters()}
     return any(parameter.requires_grad and id(parameter) in below for parameter in model.parameters())
+
+
+def alters_base(model: PeftModel) -> str:
+    """How an adapter changes the weights that it is put on, as its configuration says, so that they are lost; or ""."""
+    for config in model.peft_config.values():
+        start, bias = getattr(config, "init_lora_weights", None), getattr(config, "bias", None) or "none"
+        if not (start is None or isinstance(start, bool) or start in LEAVE_BASE):
+            return f"init_lora_weights={start!r} takes a part out of the base's weights"
+        if getattr(config, "kasa_config", None):
+            return "kasa_config takes a part out of the base's weights"
+        if bias != "none":
+            return f"bias={bias!r} trains biases of the base"
+    return ""
+
+
+@torch.no_grad()
+def adds_something(model: PeftModel) -> bool:
+    """Whether a model says anything else with its adapter than without, beyond rounding, on a few tokens.
+
+    Before training it does not, unless the adapter took its start out of the weights (PiSSA and its like) or has been
+    tuned before. Virtual tokens do, which start from anything: of them nothing is known.
+
+    Raises:
+        UsageError: the adapter has been merged into the weights.
+    """
+    without = pristine(model)
+    if model.active_peft_config.is_prompt_learning:
+        return False
+    size = base_of(model).get_input_embeddings().weight.shape[0]
+    ids = torch.arange(16, device=next(model.parameters()).device)[None] * size // 16
+    with autocast(without):
+        one, other = (
+            each(input_ids=ids, use_cache=False).logits.float() for each in (without, base_of(plain_copy(model)))
+        )
+    rounding = _ROUNDING.get(next(without.parameters()).dtype, 1e-2)
+    return bool((one - other).abs().max() > rounding * one.abs().max())
+
+
+def tunable(model: nn.Module) -> nn.Module:
+    """A copy that computes what the model does, with its adapter, and that another adapter can be put on.
+
+    PEFT puts a second adapter in the place of the first, so that those layers that have one are hidden: each behind a
+    layer of the kind that the adapter was put on, which hands on what the adapted one computes.
+    """
+    copied = plain_copy(model)
+    if not isinstance(model, PeftModel) or model.active_peft_config.is_prompt_learning:
+        return copied
+    base: nn.Module = base_of(copied)
+    done: list[str] = []
+    for path, module in [*base.named_modules()]:
+        if isinstance(module, _ADAPTED) and not any(path.startswith(f"{above}.") for above in done):
+            layer: Any = shared_copy(_original(module))
+            layer.hidden = nn.ParameterList(module.parameters())  # shared by copies, and part of the fingerprint
+            layer.forward = partial(_handed_on, module)
+            _put(base, path, layer)
+            done.append(path)
+    return _forgotten(base)
+
+
+def _forgotten(base: nn.Module) -> nn.Module:
+    """Without what PEFT left on it, which would be taken for further adapters of one that is put on next."""
+    vars(base).pop("peft_config", None)
+    return base.eval()
+
+
+def _handed_on(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return module(*args, **kwargs)
 
 
 def _original(module: Any) -> nn.Module:
@@ -105,6 +177,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     plain, arrays, numbers = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    of_mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         yield
     finally:
@@ -115,6 +188,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         random.setstate(plain)
         np.random.set_state(arrays)  # noqa: NPY002
         torch.set_rng_state(numbers)
+        if of_mps is not None:
+            torch.mps.set_rng_state(of_mps)
         if of_gpus:
             torch.cuda.set_rng_state_all(of_gpus)
             torch.cuda.empty_cache()  # training had all the memory there was
@@ -136,8 +211,9 @@ def method_of(model: nn.Module) -> MethodSpec:
 
 def located(base: nn.Module) -> Located:
     """What an audit needs to know of a base, for one that is in memory."""
-    config: Any = base.config
-    return Located(Path(config._name_or_path or type(base).__name__), weights_fingerprint(base), config.to_dict())
+    config: Any = base_of(base).config
+    fingerprint = weights_fingerprint(base) + WITH_ADAPTER * isinstance(base, PeftModel)
+    return Located(Path(config._name_or_path or type(base_of(base)).__name__), fingerprint, config.to_dict())
 
 
 @torch.no_grad()
@@ -148,6 +224,8 @@ def weights_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         if torch.is_tensor(weight) and not weight.is_meta:
             flat = weight.detach().reshape(-1)
-            some = flat[torch.linspace(0, len(flat) - 1, min(len(flat), _SAMPLED), device=flat.device).long()]
+            count = min(len(flat), _SAMPLED)
+            # whole numbers: a float32 cannot tell places beyond 2²⁴ apart
+            some = flat[torch.arange(count, device=flat.device) * (len(flat) - 1) // max(count - 1, 1)]
             digest.update(some.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()

@@ -13,7 +13,18 @@ from torch import nn
 
 from imprint.auditing.identity import hidden
 from imprint.auditing.ledger import base_key, check_same, open_ledger
-from imprint.auditing.live import located, method_of, plain_copy, pristine, undisturbed, weights_fingerprint
+from imprint.auditing.live import (
+    alters_base,
+    base_trains,
+    located,
+    method_of,
+    plain_copy,
+    pristine,
+    tunable,
+    undisturbed,
+    weights_fingerprint,
+)
+from imprint.cells import score_base
 from imprint.data import Pool, resolve_sizes
 from imprint.engine.costs import measured_scoring
 from imprint.engine.forward import forward_of
@@ -62,7 +73,8 @@ def prepare_live(
         pool: the records, in the parts `member` and `nonmember`.
         data: how they are read; sizes and length may be left open.
         key: hides ids and owners.
-        reference: what the model is compared with; needed for a whole one that has been tuned.
+        reference: what the model is compared with; needed where tuning has changed its base: of a whole one, and of an
+            adapter that began with a part of the base's weights or with which some of them were trained.
         token_budget: tokens of one forward pass.
         show_text: whether tokens may be written.
         known: the base as it was found before the training, where that has changed it since and its scores are kept.
@@ -70,8 +82,8 @@ def prepare_live(
     Raises:
         UsageError: there is no base to compare with, or the data cannot be used as asked.
     """
-    if reference is None and known is None and not isinstance(model, PeftModel):
-        raise UsageError("a whole model has no adapter to turn off: give the model it was tuned from as `reference`")
+    if reference is None and known is None:
+        _check_base(model)
     below = reference if reference is not None else pristine(model) if known is None else plain_copy(model)
     place, method = located(below), method_of(model)
     if known is not None:
@@ -90,6 +102,27 @@ def prepare_live(
     audit = replace(prepare(private, data, tokenizer), private=not show_text)
     cell = AnyCell(spec, method.name, base_key(spec), place, private)
     return Live(cell, audit, Base.around(below, place, precision, token_budget))
+
+
+def _check_base(model: nn.Module) -> None:
+    """
+    Raises:
+        UsageError: the model that it was tuned from is not there any more.
+    """
+    if not isinstance(model, PeftModel):
+        raise UsageError("a whole model has no adapter to turn off: give the model it was tuned from as `reference`")
+    why = alters_base(model) or ("weights of the base are trained beside the adapter's" if base_trains(model) else "")
+    if why:
+        raise UsageError(
+            f"the model below the adapter is not the one that it was put on ({why}): name the base as `reference`"
+        )
+
+
+def for_controls(base: Base) -> Base:
+    """The same, where it is a model with an adapter, as one that the positive control can be tuned on."""
+    if not isinstance(base.model, PeftModel):
+        return base
+    return Base.around(tunable(base.model), base.located, base.dtype, base.budget)
 
 
 def _named(name: str, fingerprint: str, precision: str) -> ModelSpec:
@@ -130,7 +163,8 @@ def audit_live(
     """
     fingerprint = weights_fingerprint(model)
     with open_ledger(out, live.cell, live.audit, attacks, budget, document) as ledger, undisturbed(model):
-        ledger.measure_base(live.base)
+        score_base(live.cell, live.audit, live.base, ledger.store)
+        ledger.measure_base(for_controls(live.base))
         if not check_same(ledger, [fingerprint]):
             stats, cost = score_live(model, live.audit.scored, live.base.budget)
             ledger.write(stats, "in memory", cost, fingerprint=fingerprint, **sizes_of(model, live.base))

@@ -9,12 +9,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from peft import PeftModel
 from torch import nn
 
 from imprint.auditing.identity import keep_key, read_key
 from imprint.auditing.ledger import Ledger, open_ledger
-from imprint.auditing.live import base_trains, plain_copy, pristine, undisturbed, weights_fingerprint
-from imprint.auditing.memory import Live, prepare_live, score_live
+from imprint.auditing.live import (
+    WITH_ADAPTER,
+    adds_something,
+    alters_base,
+    base_trains,
+    plain_copy,
+    pristine,
+    undisturbed,
+    weights_fingerprint,
+)
+from imprint.auditing.memory import Live, for_controls, prepare_live, score_live
 from imprint.auditing.shared_work import Ranks, joined, share
 from imprint.auditing.trainer_data import records_of
 from imprint.auditing.training import Asked, Found, check_next, check_power, conclude, doubts, newest, take_up
@@ -50,6 +60,7 @@ class Running:
         trainer: whose model it is.
         ranks: the processes of the training. Only the first one has `live`, and writes.
         sizes: trained and all parameters.
+        whole: whether the base is the model as it was before training, with its adapter if it has one.
     """
 
     def __init__(self, trainer: Any, asked: Asked) -> None:
@@ -58,7 +69,7 @@ class Running:
         self.live: Live
         self.sizes = dict(zip(("trainable", "parameters"), count_parameters(self.model), strict=True))
         self.records: Sequence[Encoded] = ()
-        self.token_budget = 0
+        self.token_budget, self.whole = 0, False
 
     def begin(self, step: int, loader: Any) -> str:
         """Score the base and measure what the gates need; what is to be doubted, or "".
@@ -72,7 +83,8 @@ class Running:
             InvalidAudit: the budget cannot be kept with so few records.
         """
         with undisturbed(self.model):
-            self.records, self.token_budget, done = self.ranks.first(lambda: self._prepare(step, loader))
+            found = self.ranks.first(lambda: self._prepare(step, loader))
+            self.records, self.token_budget, self.whole, done = found
             parts = [] if done else self.ranks.each(lambda: self._score(self._base))
             said = self.ranks.first(lambda: self._measure_base(parts))
         vars(self).pop("_base", None)
@@ -105,11 +117,11 @@ class Running:
 
         self.ranks.first(work)
 
-    def _prepare(self, step: int, loader: Any) -> tuple[Sequence[Encoded], int, bool]:
-        """The records, how many tokens of them make a pass, and whether the base has been scored before."""
+    def _prepare(self, step: int, loader: Any) -> tuple[Sequence[Encoded], int, bool, bool]:
+        """The records, how many tokens of them make a pass, what the base is, and whether it has been scored before."""
         asked = self.asked
         pool, data = records_of(self.trainer, loader, asked.members, asked.nonmembers, asked.data, asked.seed)
-        known = self._known() if step and asked.reference is None and base_trains(self.model) else None
+        known = self._known(step) if asked.reference is None else None
         key = read_key(asked.id_key)
         tokenizer = tokenizer_of(self.trainer)
         below = None if known else self._base
@@ -118,7 +130,7 @@ class Running:
         with self._ledger() as ledger:
             take_up(ledger, step, weights_fingerprint(self.model))
             done = ledger.store.base(self.live.cell.base).is_dir()
-        return self.live.audit.scored, self.live.base.budget, done
+        return self.live.audit.scored, self.live.base.budget, self.whole, done
 
     @cached_property
     def _base(self) -> nn.Module:
@@ -128,19 +140,40 @@ class Running:
             return reference
         if reference is not None:
             return _loaded(str(reference), self.model)
-        return plain_copy(self.model) if base_trains(self.model) else pristine(self.model)
+        return plain_copy(self.model) if self.whole else pristine(self.model)
 
-    def _known(self) -> ModelSpec:
-        """The model as it was found before the first step."""
+    def _known(self, step: int) -> ModelSpec | None:
+        """The base as it was found before the first step, where it is not at hand any more.
+
+        What it is is found out at the first step, and is written: later an adapter says something in any case.
+
+        Raises:
+            UsageError: the folder does not hold it.
+        """
+        model = self.model
+        changes = base_trains(model)
+        if not step:
+            self.whole = changes or adds_something(model)
+            return None
+        found = self._found()
+        if found and (changes or found.fingerprint.endswith(WITH_ADAPTER)):
+            return found
+        if changes or (not found and isinstance(model, PeftModel) and alters_base(model)):
+            raise UsageError(
+                f"the training goes on with a model that has changed since, and out {self.asked.out} holds no scores "
+                "of what it was before: give the folder of the first part, or the model it was tuned from as "
+                "`reference`"
+            )
+        return None
+
+    def _found(self) -> ModelSpec | None:
+        """The base of the folder, if it has been scored."""
         store = Store(self.asked.out)
         if (store.path / "recipe.lock.json").exists():
             for cell in store.lock()["cells"]:
                 if store.gates(cell["base"]).is_dir():
                     return AuditSpec.model_validate(cell["spec"]).model
-        raise UsageError(
-            f"the training goes on with a model that has changed since, and out {store.path} holds no scores of what "
-            "it was before: give the folder of the first part, or the model it was tuned from as `reference`"
-        )
+        return None
 
     def _measure_base(self, parts: Sequence[Scored | None]) -> str:
         asked, live = self.asked, self.live
@@ -150,7 +183,7 @@ class Running:
         with self._ledger() as ledger:
             score_base(live.cell, audit, live.base, ledger.store)
             check_power(asked.out, asked.budget)
-            replace(ledger, audit=audit).measure_base(live.base)
+            replace(ledger, audit=audit).measure_base(for_controls(live.base))
         live.base.release()
         return doubts(asked.out)
 

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from imprint.auditing.ledger import Ledger
+from imprint.details import write_details
 from imprint.errors import ImprintError, InvalidAudit, UsageError
 from imprint.gates.judge import withheld
 from imprint.measures import auc, tpr_at_fpr
+from imprint.measures.sizes import passes_tpr
 from imprint.report import write_report
 from imprint.rows import FALSE_POSITIVE_RATES, Cell, load_grid, write_results
 from imprint.spec import Budget
-from imprint.types import Interval
+from imprint.types import Floats, Interval
 from imprint.validity import gates_of, write_gates
 
 
@@ -108,12 +110,22 @@ def check_power(out: Path, budget: Budget | None) -> None:
     Raises:
         InvalidAudit: even a model that leaks nothing would not keep the budget, with so few records.
     """
-    if budget is None or budget.auc is None:
+    if budget is None:
         return
     cell = _cell(out)
-    [gate] = [gate for gate in gates_of(cell, load_grid(out).attacks, budget.auc) if gate.name == "power"]
-    if gate.state != "green":
-        raise InvalidAudit(f"the budget cannot be kept with so few records. {gate.finding} {gate.advice}".rstrip())
+    few = "the budget cannot be kept with so few records."
+    if budget.auc is not None:
+        [gate] = [gate for gate in gates_of(cell, load_grid(out).attacks, budget.auc) if gate.name == "power"]
+        if gate.state != "green":
+            raise InvalidAudit(f"{few} {gate.finding} {gate.advice}".rstrip())
+    members, nonmembers = len(cell.rows("member")), len(cell.rows("nonmember"))
+    for metric, limit in budget.model_dump(include=set(FALSE_POSITIVE_RATES), exclude_none=True).items():
+        if passes_tpr(limit, FALSE_POSITIVE_RATES[metric], members, nonmembers) < 0.5:  # the power gate's rule for AUC
+            raise InvalidAudit(
+                f"{few} Of {members} members and {nonmembers} non-members the upper bound of {metric} would not be "
+                f"expected to stay below {limit:g} even where nothing leaks. Bring more records; "
+                f"`imprint plan --budget {metric}={limit:g}` says how many."
+            )
 
 
 def doubts(out: Path) -> str:
@@ -130,16 +142,16 @@ def newest(out: Path, budget: Budget | None) -> Found:
     """The last checkpoint of a folder in numbers."""
     grid = load_grid(out)
     cell = grid.cells[0]
-    members, nonmembers = cell.groups("member"), cell.groups("nonmember")
+    groups: dict[str, Any] = {"member_groups": cell.groups("member"), "nonmember_groups": cell.groups("nonmember")}
     sides = {name: cell.sides(scores) for name, scores in cell.scores(cell.epochs, grid.attacks).items()}
-    found = {name: auc(*both, member_groups=members, nonmember_groups=nonmembers) for name, both in sides.items()}
+    found = {name: auc(*both, **groups) for name, both in sides.items()}
     named = budget.attack if budget and budget.attack else max(found, key=lambda name: found[name].value)
     held_to = [budget.attack] if budget and budget.attack else list(found)
     over = [
         bound >= limit
         for metric, limit in (budget.model_dump(exclude={"attack"}, exclude_none=True) if budget else {}).items()
         for name in held_to
-        if (bound := found[name].high if metric == "auc" else _rate(*sides[name], metric)) is not None
+        if (bound := found[name].high if metric == "auc" else _rate(sides[name], groups, metric)) is not None
     ]
     perplexity = cell.folder.meta(cell.epochs)["validation_perplexity"]
     return Found({**_figures(found, named), "leakage_heldout_loss": math.log(perplexity)}, any(over))
@@ -151,17 +163,18 @@ def _figures(found: Mapping[str, Interval], named: str) -> dict[str, float]:
     return {**headline, **{f"leakage_{name}_auc": interval.value for name, interval in found.items()}}
 
 
-def _rate(members: Any, nonmembers: Any, metric: str) -> float | None:
+def _rate(sides: tuple[Floats, Floats], groups: Mapping[str, Any], metric: str) -> float | None:
     """The upper bound of a true positive rate; None where there are too few records for one."""
     try:
-        return tpr_at_fpr(members, nonmembers, FALSE_POSITIVE_RATES[metric]).high
+        return tpr_at_fpr(*sides, FALSE_POSITIVE_RATES[metric], **groups).high
     except InvalidAudit:
         return None
 
 
 def conclude(out: Path) -> None:
-    """Results, gates and report of what has been written."""
+    """Results, gates, tables and report of what has been written: as `imprint.runs.finish`, of a failed audit too."""
     grid = load_grid(out)
     write_results(grid)
     write_gates(grid)
+    write_details(grid)
     write_report(out)
