@@ -26,6 +26,7 @@ from peft import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
+import imprint
 from imprint import cli
 from imprint.rows import Cell, load_grid
 from imprint.tuning.locate import TINY
@@ -135,6 +136,12 @@ def test_a_lora_trained_by_sfttrainer_on_chats(tmp_path, monkeypatch, capfd, ass
     capfd.readouterr()
     cell = audited(monkeypatch, capfd, tmp_path, tmp_path / "adapter")
     assert cell.spec.data.loss == ("target" if assistant_only else "all")
+    files = (tmp_path / "members.jsonl", tmp_path / "nonmembers.jsonl")
+    imprint.audit(trainer.model, tokenizer, *files, out=tmp_path / "live", id_key=tmp_path / "out.key")
+    [live] = load_grid(tmp_path / "live").cells
+    assert live.spec.data.loss == cell.spec.data.loss  # found out in memory as from the folder
+    for epoch in (0, 1):
+        np.testing.assert_allclose(live.stats(epoch).logp, cell.stats(epoch).logp, atol=NATS)
     tokens = collated(trainer, trainer.train_dataset)
     assert all((-100 in labels) is assistant_only for _, labels in tokens)
     records = {f"r{n}": pair for n, pair in enumerate(tokens)}

@@ -91,8 +91,7 @@ def audit(
         reference: what the tuned model is compared with (default: the same weights with the adapter off).
         data: keys of a recipe's `data`: `format`, `loss`, `eos`, `max_length`, `overlong`, `group`, `subgroup`, `id`,
             `members`, `nonmembers` (at most so many, default 2,000 each), `seed`.
-        loss: which tokens it was trained on: `target`, `all`, or `auto`: found out from what tuning changed (folders),
-            `target` in memory.
+        loss: which tokens it was trained on: `target`, `all`, or `auto`: found out from what tuning changed.
         template: file with the chat template of the training, where the tokenizer has none or another one.
         attacks: names (default: all).
         budget: `{"auc": 0.55}`, as in a recipe.
@@ -131,7 +130,7 @@ def audit(
             from imprint.auditing.memory import audit_live, prepare_live
 
             below = reference if reference is None or isinstance(reference, nn.Module) else _loaded(reference, model)
-            ready = prepare_live(model, tokenizer, pool, spec, key, below, runtime.token_budget, show_text)
+            ready = prepare_live(model, tokenizer, pool, spec, key, below, runtime.token_budget, show_text, loss=loss)
             write = partial(audit_live, model, ready)
         else:
             from imprint.auditing.folders import audit_folders, prepare_folders
@@ -142,13 +141,13 @@ def audit(
             told = None if template is None else read_template(Path(template))
             ready = prepare_folders(target, pool, spec, loss, key, show_text, runtime, told)
             write = partial(audit_folders, ready, progress=progress or Progress())
-            how = "; ".join([f"on {ready.span}" if ready.span else how, *ready.doubts])
+            how = "; ".join([how, *ready.doubts])
         if preflight:
             preflight(ready)
         keep_key(key_file, key)
         document: dict[str, Any] = {"audit": _named(model), "adapter": _names(adapter), "reference": _named(reference)}
         document |= {"members": _named(members), "nonmembers": _named(nonmembers), "data": dict(data or {})}
-        document |= {"loss": how, "attacks": list(names)}
+        document |= {"loss": f"on {ready.span}" if ready.span else how, "attacks": list(names)}
         write(folder, attacks=names, budget=limits, document=document)
         grid = load_grid(folder)
         frame = finish(grid)

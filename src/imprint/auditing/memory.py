@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftModel
 from torch import nn
 
-from imprint.auditing.identity import hidden
+from imprint.auditing.identity import hidden, hidden_audit
 from imprint.auditing.ledger import base_key, check_same, open_ledger
 from imprint.auditing.live import (
     alters_base,
@@ -24,6 +24,7 @@ from imprint.auditing.live import (
     undisturbed,
     weights_fingerprint,
 )
+from imprint.auditing.span import Span, trained_span
 from imprint.cells import score_base
 from imprint.data import Pool, resolve_sizes
 from imprint.engine.costs import measured_scoring
@@ -47,11 +48,13 @@ class Live:
 
     Attributes:
         base: the model that it is compared with; shares its weights where there is an adapter.
+        span: what was found out about the loss that it was trained with; None where nothing had to be.
     """
 
     cell: AnyCell
     audit: Audit
     base: Base
+    span: Span | None = None
 
 
 def prepare_live(
@@ -64,6 +67,7 @@ def prepare_live(
     token_budget: int | None = None,
     show_text: bool = False,
     known: ModelSpec | None = None,
+    loss: str | None = None,
 ) -> Live:
     """Encode the records, and find the base.
 
@@ -77,6 +81,7 @@ def prepare_live(
             adapter that began with a part of the base's weights or with which some of them were trained.
         token_budget: tokens of one forward pass.
         show_text: whether tokens may be written.
+        loss: `auto` finds out which tokens were trained on (default: as `data` says).
         known: the base as it was found before the training, where that has changed it since and its scores are kept.
 
     Raises:
@@ -98,10 +103,15 @@ def prepare_live(
             "seed": data.seed or 0,
         }
     )
+    base, span = Base.around(below, place, precision, token_budget), None
+    if loss == "auto":
+        with undisturbed(model):
+            span = trained_span(pool, data, tokenizer, base, lambda: model)
+        data = data.model_copy(update={"loss": span.loss if span else "target"})
     spec = AuditSpec(model=_named(place.path.name, place.fingerprint, precision), data=data, method=method, seed=0)
-    audit = replace(prepare(private, data, tokenizer), private=not show_text)
+    audit = hidden_audit(replace(prepare(pool, data, tokenizer), private=not show_text), key)
     cell = AnyCell(spec, method.name, base_key(spec), place, private)
-    return Live(cell, audit, Base.around(below, place, precision, token_budget))
+    return Live(cell, audit, base, span)
 
 
 def _check_base(model: nn.Module) -> None:
