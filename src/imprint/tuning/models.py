@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from imprint.errors import ModelError, UsageError, first_line
-from imprint.tuning.locate import Located, check_tokenizer, own_code
+from imprint.tuning.locate import Located, check_tokenizer, json_object, own_code
 from imprint.tuning.quantised import constants, keep_layout, quantisation, require
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -132,7 +132,7 @@ def load_tokenizer(located: Located, folder: Path | None = None) -> Any:
     Raises:
         ModelError: there is none, it cannot be read, or it knows more tokens than the model.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     path = folder or located.path
     check_tokenizer(located.path)
@@ -140,7 +140,7 @@ def load_tokenizer(located: Located, folder: Path | None = None) -> Any:
     safely: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         kind = AutoConfig.from_pretrained(located.path, **safely) if folder else None
-        tokenizer = AutoTokenizer.from_pretrained(path, config=kind, **safely)
+        tokenizer = _tokenizer_class(path).from_pretrained(path, config=kind, **safely)
     except Exception as error:  # as above
         raise ModelError(f"the tokenizer in {path} cannot be loaded: {_reason(error, path)}") from None
     tokenizer.model_max_length = int(1e9)  # length is ours to watch: no warning about long texts
@@ -151,6 +151,17 @@ def load_tokenizer(located: Located, folder: Path | None = None) -> Any:
             f"the tokenizer in {path} knows {len(tokenizer)} tokens, the model only {size}: they do not match"
         )
     return tokenizer
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """Transformers 5 saves plain tokenizers under a name that Transformers 4 does not know; the file is the same."""
+    import transformers
+
+    file = folder / "tokenizer_config.json"
+    named = json_object(file).get("tokenizer_class") if file.is_file() else None
+    if named == "TokenizersBackend" and not hasattr(transformers, named):
+        return transformers.PreTrainedTokenizerFast
+    return transformers.AutoTokenizer
 
 
 def _reason(error: Exception, folder: Path) -> str:
