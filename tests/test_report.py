@@ -19,10 +19,10 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from imprint.report import print_summary, to_markdown, within_budget, write_report
+from imprint.report import print_summary, to_markdown, write_report
 from imprint.report.costs import costs_table
 from imprint.report.figures import Series, density_chart, line_chart
-from imprint.report.readings import curves
+from imprint.report.readings import Curve, curves, keeps_budget
 from imprint.report.tables import summary
 from imprint.rows import _RESULTS, load_grid, results, write_results
 from imprint.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainSpec
@@ -263,7 +263,7 @@ def test_columns_for_model_data_and_seed_only_where_they_differ(tmp_path, small)
 
 
 class Stub:
-    """What `within_budget` asks of a cell."""
+    """What `keeps_budget` asks of a cell."""
 
     run_id, training = "r", {"epochs": 2}
 
@@ -271,10 +271,14 @@ class Stub:
         self.outcome = {"status": status}
 
 
+def kept(grid, frame, cell):
+    return keeps_budget(grid, curves(frame[frame["run_id"] == cell.run_id]).get(cell.run_id, Curve({})), cell)
+
+
 def judged(frame, budget, status="done", attacks=None):
     attacks = attacks or [attack for attack in frame["attack"].unique() if attack]
     grid = type("Grid", (), {"budget": budget, "attacks": attacks})()
-    return within_budget(grid, frame, Stub(status))
+    return kept(grid, frame, Stub(status))
 
 
 AT_BEST = {
@@ -330,7 +334,7 @@ def test_budget_at_the_base_takes_no_uncertainty_from_an_attack_that_compares_wi
 
 def test_budget_is_a_column(tmp_path):
     grid, frame = build(tmp_path / "grid", budget={"attack": "loss", "auc": 0.9, "tpr_at_1pct_fpr": None})
-    found = {cell.label: within_budget(grid, frame, cell) for cell in grid.cells}
+    found = {cell.label: kept(grid, frame, cell) for cell in grid.cells}
     assert found == {"full": False, "lora": True, "prompt": True, "head": False, "prefix": None, "p_tuning": None}
     best = to_markdown(grid, frame).split("**At the epoch")[1]
     assert re.search(r"\| full \|.*\| over \|", best)

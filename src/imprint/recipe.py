@@ -276,9 +276,14 @@ def _resolve(recipe: Recipe, pools: dict[str, Pool], dtype_of: Any) -> PlannedCe
     return PlannedCell(spec, method.name, base, located, pool)
 
 
+def default_length(room: int) -> int:
+    """Tokens kept of a text where nobody says: what fits, at most `LONGEST_DEFAULT`."""
+    return max(2, min(room, LONGEST_DEFAULT))
+
+
 def _max_length(given: int | None, method: MethodSpec, located: Located) -> int:
     """Tokens kept of a text: the same for every method, so that all are compared on the same texts."""
-    length = given or max(2, min(located.context - VIRTUAL_TOKEN_ROOM, LONGEST_DEFAULT))
+    length = given or default_length(located.context - VIRTUAL_TOKEN_ROOM)
     virtual = int(method.options.get("tokens", 0))
     if length + virtual > located.context:
         raise UsageError(

@@ -127,9 +127,12 @@ def audit(
         how = loss
         write: Callable[..., None]
         if isinstance(model, nn.Module):
+            from imprint.auditing.live import load_beside
             from imprint.auditing.memory import audit_live, prepare_live
 
-            below = reference if reference is None or isinstance(reference, nn.Module) else _loaded(reference, model)
+            below = (
+                reference if reference is None or isinstance(reference, nn.Module) else load_beside(reference, model)
+            )
             ready = prepare_live(model, tokenizer, pool, spec, key, below, runtime.token_budget, show_text, loss=loss)
             write = partial(audit_live, model, ready)
         else:
@@ -192,16 +195,6 @@ def read_template(path: str | Path) -> str:
     if len(text) > MAX_TEMPLATE:
         raise UsageError(f"template {path} has {len(text):,} characters: a chat template has at most {MAX_TEMPLATE:,}")
     return text
-
-
-def _loaded(reference: str | Path, model: nn.Module) -> nn.Module:
-    """The model to compare with, in the precision and on the device of the tuned one."""
-    from imprint.tuning.locate import locate
-    from imprint.tuning.models import load_model
-
-    weights = next(model.parameters())
-    precision = str(weights.dtype).removeprefix("torch.")
-    return load_model(locate(ModelSpec(name=str(reference))), precision, weights.device)
 
 
 def _names(adapter: str | Path | Sequence[str | Path]) -> list[str]:

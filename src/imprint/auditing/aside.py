@@ -21,6 +21,7 @@ from typing import Any
 from peft import PeftModel
 
 from imprint.auditing.identity import keep_key, read_key
+from imprint.auditing.ledger import finish
 from imprint.auditing.live import alters_base, method_of, undisturbed
 from imprint.auditing.running import tokenizer_of
 from imprint.auditing.shared_work import Ranks
@@ -30,7 +31,7 @@ from imprint.auditing.worker import SAID
 from imprint.data import resolve_sizes
 from imprint.data.forms import IGNORED
 from imprint.errors import ImprintError, UsageError
-from imprint.recipe import LONGEST_DEFAULT
+from imprint.recipe import default_length
 from imprint.records import Audit, prepare
 from imprint.rows import load_grid
 from imprint.spec import DataSpec, ModelSpec
@@ -114,7 +115,7 @@ class Aside:
         tokenizer.save_pretrained(folder / "tokenizer")
         room = locate(model).context - int(method.options.get("tokens", 0))
         data = resolve_sizes(data, pool)
-        data = data.model_copy(update={"max_length": data.max_length or max(2, min(room, LONGEST_DEFAULT))})
+        data = data.model_copy(update={"max_length": data.max_length or default_length(room)})
         audit = prepare(pool, data, tokenizer)
         files = {side: _written(audit, side, folder / f"{side}s.jsonl") for side in ("member", "nonmember")}
         return {
@@ -175,9 +176,8 @@ class Aside:
             folder = load_grid(out).cells[0].folder
             if failed:
                 folder.fail(failed)
-            elif number := folder.finished_epochs():
-                last = folder.meta(number)
-                folder.finish(status="done", reason=None, **{key: last[key] for key in ("trainable", "parameters")})
+            elif folder.finished_epochs():
+                finish(folder)
             conclude(out)
         _abandon(self.folders)
 

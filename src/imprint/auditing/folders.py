@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imprint.auditing.identity import hidden, hidden_audit
-from imprint.auditing.ledger import Ledger, base_key, check_same, check_texts, open_ledger
+from imprint.auditing.ledger import base_key, check_same, check_texts, finish, open_ledger
 from imprint.auditing.span import Span, trained_span
 from imprint.auditing.target import Target, Tuned, has_tokenizer
 from imprint.data import Pool, resolve_sizes
 from imprint.errors import ModelError, UsageError
 from imprint.progress import Progress
-from imprint.recipe import LONGEST_DEFAULT, AnyCell
+from imprint.recipe import AnyCell, default_length
 from imprint.records import Audit, prepare
 from imprint.spec import AuditSpec, Budget, DataSpec, Runtime
 from imprint.tuning.adapters import Adapter, adapter_parameters, attach
 from imprint.tuning.base import Base
 from imprint.tuning.locate import tokenizer_fingerprint
 from imprint.tuning.models import count_parameters, load_model, load_tokenizer, resolve_device, resolve_dtype
-from imprint.types import Chat
+from imprint.types import Chat, TokenStats
 
 if TYPE_CHECKING:
     from torch import nn
@@ -142,24 +142,27 @@ def audit_folders(
         if not ready.audit.private:
             ledger.write_texts(ready.tokenizer)
         for one in left:
-            _score(one, ready, ledger, progress)
-        ledger.finish()
+            stats, cost, sizes = score_tuned(one, ready.base, ready.audit, progress)
+            ledger.write(stats, one.name, cost, fingerprint=one.fingerprint, **sizes)
+            progress.checkpoint(ready.cell.label, one.name, stats, ready.audit)
+        finish(ledger.folder)
 
 
-def _score(one: Tuned, ready: Prepared, ledger: Ledger, progress: Progress) -> None:
-    """Load a checkpoint, score and write it."""
+def score_tuned(
+    one: Tuned, base: Base, audit: Audit, progress: Progress
+) -> tuple[TokenStats, dict[str, Any], dict[str, int]]:
+    """Load a checkpoint and score it: its scores, what they cost, and its tuned and all parameters."""
     from imprint.engine.costs import measured_scoring
     from imprint.engine.forward import forward_of
 
-    model = _load(one, ready.base)
+    model = _load(one, base)
     started = time.perf_counter()
     forward = forward_of(model)
-    stats = ready.audit.stats(model, ready.base.budget, progress.scored, forward)
-    cost = measured_scoring(model, forward, ready.audit.scored, time.perf_counter() - started)
+    stats = audit.stats(model, base.budget, progress.scored, forward)
+    cost = measured_scoring(model, forward, audit.scored, time.perf_counter() - started)
     total = count_parameters(model)[1]
     own = adapter_parameters(one.what) if isinstance(one.what, Adapter) else total
-    ledger.write(stats, one.name, cost, fingerprint=one.fingerprint, trainable=own, parameters=total)
-    progress.checkpoint(ready.cell.label, one.name, stats, ready.audit)
+    return stats, cost, {"trainable": own, "parameters": total}
 
 
 def _load(one: Tuned, base: Base) -> nn.Module:
@@ -178,7 +181,7 @@ def _max_length(given: int | None, target: Target) -> int:
             f"--max-length {given} and {target.virtual} virtual tokens exceed the model's context of "
             f"{target.base.context} tokens: give at most {room}"
         )
-    return given or max(2, min(room, LONGEST_DEFAULT))
+    return given or default_length(room)
 
 
 def _doubts(target: Target, pool: Pool, tokenizer: Any, template: str | None) -> Iterator[str]:

@@ -83,15 +83,15 @@ class Ledger:
             write_json(path / "meta.json", meta)
         return number
 
-    def finish(self) -> None:
-        """Mark it complete."""
-        last = self.written()[-1]
-        sizes = {key: last.get(key) for key in ("trainable", "parameters")}
-        self.folder.finish(status="done", reason=None, **sizes)
-
     def reopen(self) -> None:
         """More checkpoints are to come."""
         (self.folder.path / "done.json").unlink(missing_ok=True)
+
+
+def finish(folder: CellFolder) -> None:
+    """Mark an audit complete, with the sizes of its last checkpoint."""
+    last = folder.meta(folder.finished_epochs())
+    folder.finish(status="done", reason=None, **{key: last.get(key) for key in ("trainable", "parameters")})
 
 
 def base_key(spec: AuditSpec) -> str:

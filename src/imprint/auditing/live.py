@@ -19,10 +19,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
 from imprint.errors import UsageError
-from imprint.spec import MethodSpec
-from imprint.tuning.adapter_config import _STARTS as LEAVE_BASE
-from imprint.tuning.locate import Located
-from imprint.tuning.models import autocast, base_of, shared_copy
+from imprint.spec import MethodSpec, ModelSpec
+from imprint.tuning.adapter_config import STARTS as LEAVE_BASE
+from imprint.tuning.locate import Located, locate
+from imprint.tuning.models import autocast, base_of, load_model, shared_copy
 
 _SAMPLED = 256
 """Numbers of each weight that its fingerprint looks at."""
@@ -207,6 +207,16 @@ def method_of(model: nn.Module) -> MethodSpec:
         return MethodSpec(name="lora", options={"rank": config.r, "alpha": float(config.lora_alpha), "targets": named})
     options = {"tokens": config.num_virtual_tokens} if config.is_prompt_learning else {}
     return MethodSpec(name=_KINDS.get(kind, kind.lower()), options=options)
+
+
+def precision_of(model: nn.Module) -> str:
+    """Of its weights, by the name that recipes use."""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def load_beside(name: str | Path, model: nn.Module) -> nn.Module:
+    """The model to compare with, in the precision and on the device of the one that is at hand."""
+    return load_model(locate(ModelSpec(name=str(name))), precision_of(model), next(model.parameters()).device)
 
 
 def located(base: nn.Module) -> Located:

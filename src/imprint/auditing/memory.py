@@ -12,13 +12,14 @@ from peft import PeftModel
 from torch import nn
 
 from imprint.auditing.identity import hidden, hidden_audit
-from imprint.auditing.ledger import base_key, check_same, open_ledger
+from imprint.auditing.ledger import base_key, check_same, finish, open_ledger
 from imprint.auditing.live import (
     alters_base,
     base_trains,
     located,
     method_of,
     plain_copy,
+    precision_of,
     pristine,
     tunable,
     undisturbed,
@@ -30,7 +31,7 @@ from imprint.data import Pool, resolve_sizes
 from imprint.engine.costs import measured_scoring
 from imprint.engine.forward import forward_of
 from imprint.errors import UsageError
-from imprint.recipe import LONGEST_DEFAULT, AnyCell
+from imprint.recipe import AnyCell, default_length
 from imprint.records import Audit, prepare
 from imprint.scoring.score import token_stats
 from imprint.spec import AuditSpec, Budget, DataSpec, ModelSpec
@@ -93,13 +94,13 @@ def prepare_live(
     place, method = located(below), method_of(model)
     if known is not None:
         place = replace(place, path=Path(known.name), fingerprint=known.fingerprint)
-    precision = str(next(below.parameters()).dtype).removeprefix("torch.")
+    precision = precision_of(below)
     private = hidden(pool, key)
     room = place.context - int(method.options.get("tokens", 0))
     data = resolve_sizes(data, private).model_copy(
         update={
             "fingerprint": private.fingerprint,
-            "max_length": data.max_length or max(2, min(room, LONGEST_DEFAULT)),
+            "max_length": data.max_length or default_length(room),
             "seed": data.seed or 0,
         }
     )
@@ -178,4 +179,4 @@ def audit_live(
         if not check_same(ledger, [fingerprint]):
             stats, cost = score_live(model, live.audit.scored, live.base.budget)
             ledger.write(stats, "in memory", cost, fingerprint=fingerprint, **sizes_of(model, live.base))
-        ledger.finish()
+        finish(ledger.folder)

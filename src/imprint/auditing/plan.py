@@ -14,7 +14,7 @@ from imprint.data.tokens import Encoded, Encoder, unusable
 from imprint.errors import DataError, UsageError
 from imprint.gates.judge import WORTH_FINDING
 from imprint.measures import sizes
-from imprint.recipe import LONGEST_DEFAULT
+from imprint.recipe import default_length
 from imprint.rows import FALSE_POSITIVE_RATES
 from imprint.spec import Budget, DataSpec, MethodSpec, ModelSpec, Runtime, Source
 
@@ -111,7 +111,7 @@ def read_members(
     pool = read_pool(data.model_copy(update={"source": Source(name=str(path))}))
     tokenizer = load_tokenizer(located, folder)
     tokenizer.chat_template = tokenizer.chat_template if template is None else template
-    length = data.max_length or min(located.context, LONGEST_DEFAULT)
+    length = data.max_length or default_length(located.context)
     with Templates(tokenizer, data.loss) as templates:
         encode = Encoder(tokenizer, length, data.overlong, data.loss, data.eos, templates)
         pairs = [(encode(example), example.group) for name in pool.part_names for example in pool.parts[name]]

@@ -13,12 +13,13 @@ from peft import PeftModel
 from torch import nn
 
 from imprint.auditing.identity import keep_key, read_key
-from imprint.auditing.ledger import Ledger, open_ledger
+from imprint.auditing.ledger import Ledger, finish, open_ledger
 from imprint.auditing.live import (
     WITH_ADAPTER,
     adds_something,
     alters_base,
     base_trains,
+    load_beside,
     plain_copy,
     pristine,
     undisturbed,
@@ -112,7 +113,7 @@ class Running:
                 if failed:
                     ledger.folder.fail(failed)
                 elif ledger.written():
-                    ledger.finish()
+                    finish(ledger.folder)
             conclude(self.asked.out)
 
         self.ranks.first(work)
@@ -139,7 +140,7 @@ class Running:
         if isinstance(reference, nn.Module):
             return reference
         if reference is not None:
-            return _loaded(str(reference), self.model)
+            return load_beside(reference, self.model)
         return plain_copy(self.model) if self.whole else pristine(self.model)
 
     def _known(self, step: int) -> ModelSpec | None:
@@ -216,15 +217,6 @@ def tokenizer_of(trainer: Any) -> Any:
     if not callable(getattr(tokenizer, "get_vocab", None)):
         raise UsageError("the trainer has no tokenizer: give it one as `processing_class`")
     return copy.deepcopy(tokenizer)
-
-
-def _loaded(name: str, model: nn.Module) -> nn.Module:
-    """The model to compare with, in the precision and on the device of the one in training."""
-    from imprint.tuning.locate import locate
-    from imprint.tuning.models import load_model
-
-    weights = next(model.parameters())
-    return load_model(locate(ModelSpec(name=name)), str(weights.dtype).removeprefix("torch."), weights.device)
 
 
 def _together(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def find_target(
     if not adapters:
         return _whole(model, reference)
     folders = _folders(adapters)
-    tuned = tuple(_tuned(folder) for folder in folders)
+    tuned = tuple(tuned_at(folder) for folder in folders)
     kinds = {type(one.what) for one in tuned}
     if len(kinds) > 1:
         raise UsageError("--adapter: some folders hold adapters and some whole models; audit them one kind at a time")
@@ -146,7 +146,11 @@ def _place(folder: Path) -> tuple[int, int, str]:
     return (0, int(number[1]), folder.name) if number else (1, 0, folder.name)
 
 
-def _tuned(folder: Path) -> Tuned:
+def tuned_at(folder: Path) -> Tuned:
+    """
+    Raises:
+        ModelError: it holds nothing that was tuned, or nothing that can be used safely.
+    """
     if is_adapter(folder):
         return Tuned(folder.resolve().name, read_adapter(folder))
     if not (folder / "config.json").is_file():

@@ -31,14 +31,12 @@ def work(job: dict[str, Any]) -> None:
     Raises:
         ImprintError: something cannot be used as asked, or not be scored.
     """
-    from imprint.auditing.folders import prepare_folders
+    from imprint.auditing.folders import prepare_folders, score_tuned
     from imprint.auditing.ledger import open_ledger
-    from imprint.auditing.memory import score_live
-    from imprint.auditing.target import Target, Tuned
+    from imprint.auditing.target import Target, tuned_at
     from imprint.data.given import read_sides
-    from imprint.tuning.adapters import Adapter, adapter_parameters, attach, is_adapter, read_adapter
+    from imprint.progress import Progress
     from imprint.tuning.locate import locate
-    from imprint.tuning.models import count_parameters, load_model
 
     model, spec = ModelSpec.model_validate(job["model"]), DataSpec.model_validate(job["data"])
     base = locate(model)
@@ -56,16 +54,8 @@ def work(job: dict[str, Any]) -> None:
         if (asked := job["checkpoint"]) is None:
             return
         check_next(ledger, asked["step"])
-        folder = Path(asked["folder"])
-        one = Tuned(asked["name"], read_adapter(folder) if is_adapter(folder) else locate(ModelSpec(name=str(folder))))
-        if isinstance(one.what, Adapter):
-            tuned, own = attach(ready.base.model, one.what), adapter_parameters(one.what)
-        else:
-            ready.base.release()
-            tuned = load_model(one.what, ready.base.dtype, ready.base.device, ready.base.quantize)
-            own = count_parameters(tuned)[1]
-        stats, cost = score_live(tuned, ready.audit.scored, ready.base.budget)
-        sizes = {"trainable": own, "parameters": count_parameters(tuned)[1]}
+        one = replace(tuned_at(Path(asked["folder"])), name=asked["name"])
+        stats, cost, sizes = score_tuned(one, ready.base, ready.audit, Progress())
         steps = {"step": asked["step"], "trained_epochs": asked["epoch"]}
         ledger.write(stats, one.name, cost, fingerprint=one.fingerprint, **steps, **sizes)
 

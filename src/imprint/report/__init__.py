@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 _WHERE = {
     "print_summary": "imprint.report.summary",
     "to_markdown": "imprint.report.summary",
-    "within_budget": "imprint.report.readings",
     "write_report": "imprint.report.html",
 }
-__all__ = ["print_summary", "to_markdown", "within_budget", "write_report"]
+__all__ = ["print_summary", "to_markdown", "write_report"]
 
 if TYPE_CHECKING:
     from imprint.report.html import write_report
-    from imprint.report.readings import within_budget
     from imprint.report.summary import print_summary, to_markdown
 
 

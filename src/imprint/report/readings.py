@@ -105,7 +105,7 @@ def leading_attack(grid: Grid, found: Iterable[Curve]) -> str:
     return max(grid.attacks, key=highest)
 
 
-def within_budget(grid: Grid, frame: pd.DataFrame, cell: Cell) -> bool | None:
+def keeps_budget(grid: Grid, curve: Curve, cell: Cell) -> bool | None:
     """Whether the *upper* bounds at the epoch that is judged are all below the budget's limits.
 
     Held to each limit is the named attack or, where none is named, every attack of the grid.
@@ -114,11 +114,6 @@ def within_budget(grid: Grid, frame: pd.DataFrame, cell: Cell) -> bool | None:
         None where nobody can say: no budget; a cell that failed, is unfinished, or diverged before it was ever better
         than the base; a bound that was refused or never measured while no other is over its limit.
     """
-    return keeps_budget(grid, curves(frame[frame["run_id"] == cell.run_id]).get(cell.run_id, Curve({})), cell)
-
-
-def keeps_budget(grid: Grid, curve: Curve, cell: Cell) -> bool | None:
-    """`within_budget` on a curve at hand."""
     status, epoch = cell.outcome["status"], judged_epoch(cell, curve)
     if status in UNFINISHED or epoch is None or (epoch == 0 and status != "done"):
         return None

@@ -38,7 +38,7 @@ _INERT = {
     "p_tuning": _TRAINING
     | {"encoder_hidden_size", "encoder_num_layers", "encoder_dropout", "encoder_reparameterization_type"},
 }
-_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+STARTS = ("gaussian", "eva", "orthogonal", "mica")
 """Starts of LoRA that leave the base as it is. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take theirs out of its weights,
 and some do so again when the adapter is loaded."""
 
@@ -152,7 +152,7 @@ def ranks_of(settings: Mapping[str, Any]) -> set[int]:
 
 
 def _start(value: Any) -> None:
-    if value is None or isinstance(value, bool) or (isinstance(value, str) and value in _STARTS):
+    if value is None or isinstance(value, bool) or (isinstance(value, str) and value in STARTS):
         return
     raise _Wrong(
         f"is {_shown(value)}, a start that may take a part out of the base's weights: save it as a plain LoRA "
