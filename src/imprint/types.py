@@ -67,6 +67,7 @@ class Split:
     """Who is tuned on and who is scored.
 
     `members` are tuned on and scored; `extra` are tuned on and not scored (`tune_on` larger than `members`).
+    `auxiliary_in` are tuned on, `auxiliary_out` are not; attacks may learn from them, and none is evaluated on them.
     `dropped` counts what was left out, by reason, for the report.
     """
 
@@ -74,12 +75,14 @@ class Split:
     nonmembers: tuple[Example, ...]
     validation: tuple[Example, ...]
     extra: tuple[Example, ...] = ()
+    auxiliary_in: tuple[Example, ...] = ()
+    auxiliary_out: tuple[Example, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
 
     @property
     def tuned(self) -> tuple[Example, ...]:
         """Everything the model is tuned on."""
-        return self.members + self.extra
+        return self.members + self.auxiliary_in + self.extra
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,26 @@ class TokenStats:
             self.std[flat],
             self.top[flat],
         )
+
+
+@dataclass(frozen=True)
+class Shadows:
+    """What models tuned on random halves of the records say of each record.
+
+    Attributes:
+        losses: [N, S] mean negative log-likelihood under each of S shadow models, nats per token.
+        inside: [N, S] whether the shadow model was tuned on the record; nowhere true for records that no half holds.
+    """
+
+    losses: Floats
+    inside: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def select(self, rows: NDArray[Any]) -> Shadows:
+        """The records at `rows` (indices or a boolean mask over N), in that order."""
+        return Shadows(self.losses[rows], self.inside[rows])
 
 
 @dataclass(frozen=True)
