@@ -21,6 +21,8 @@ _WHERE = {
     "auc": "imprint.measures",
     "paired_auc": "imprint.measures",
     "tpr_at_fpr": "imprint.measures",
+    "one_run_epsilon": "imprint.measures",
+    "extraction_probability": "imprint.measures",
     "ImprintError": "imprint.errors",
 }
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "LeakageCallback",
     "auc",
     "audit",
+    "extraction_probability",
+    "one_run_epsilon",
     "paired_auc",
     "results",
     "run",
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
     from imprint.auditing.api import audit
     from imprint.callback import LeakageCallback
     from imprint.errors import ImprintError
-    from imprint.measures import auc, paired_auc, tpr_at_fpr
+    from imprint.measures import auc, extraction_probability, one_run_epsilon, paired_auc, tpr_at_fpr
     from imprint.rows import results
     from imprint.runs import run
     from imprint.tuning.methods import METHODS
