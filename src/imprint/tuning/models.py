@@ -194,6 +194,11 @@ def head_of(model: nn.Module) -> nn.Module:
     return head
 
 
+def vocabulary(model: nn.Module) -> int:
+    """Tokens that the model can predict."""
+    return int(next(head_of(model).parameters()).shape[0])
+
+
 def autocast(model: nn.Module) -> AbstractContextManager[object]:
     """Mixed precision where the base was loaded in 16 bits: what trains is stored in float32, the products are not.
 
