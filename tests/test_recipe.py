@@ -359,6 +359,8 @@ COUNTS = {
     "data.tokenizer": "e" * 64,
     "data.seed": 1,
     "data.repeat": 2,
+    "data.auxiliary": 3,
+    "data.sealed": "f" * 64,
     "data.fingerprint": "d" * 64,
     "method.name": "head",
     "method.options.rank": 3,
@@ -371,6 +373,10 @@ COUNTS = {
     "train.warmup": 0.1,
     "train.weight_decay": 0.1,
     "train.max_grad_norm": 2.0,
+    "train.goldfish": 4,
+    "train.dp": {"epsilon": 8},
+    "train.stop": {"auc": 0.6},
+    "shadow": 0,
     "seed": 1,
     "version": 999,
 }
@@ -386,6 +392,7 @@ IS_A_PLACE = {  # the fingerprints say what lies there, columns applied
     "data.subgroup": "language",
     "data.id": "key",
     "data.format": "text",
+    "data.canaries": "elsewhere.json",
 }
 
 

@@ -661,6 +661,8 @@ def test_the_public_names_are_these():
         "LeakageCallback",
         "auc",
         "audit",
+        "extraction_probability",
+        "one_run_epsilon",
         "paired_auc",
         "results",
         "run",

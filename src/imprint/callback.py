@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer, TrainerCallback
 
+from imprint.attacks import one_pass
 from imprint.auditing.training import Asked, Found
 from imprint.errors import ImprintError, UsageError, first_line
 from imprint.recipe import attack_names, checked_budget
@@ -80,6 +81,8 @@ class LeakageCallback(TrainerCallback):  # type: ignore[misc]
         if every not in EVERY:
             raise UsageError(f"every: expected {' or '.join(EVERY)}, not {every!r}")
         names = attack_names(None if attacks is None else list(attacks))
+        if further := [name for name in names if name not in one_pass(names, besides=("trace",))]:
+            raise UsageError(f"attacks: {further[0]} needs more than one pass: audit the saved checkpoints for it")
         limits = _budget(budget, names)
         if stop and limits is None:
             raise UsageError('stop needs a budget to stop at, as in budget={"auc": 0.6}')

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
 
+from imprint.attacks import run_attack
 from imprint.checkpoint import resume, write_epoch
 from imprint.controls import measure_controls
 from imprint.engine.compiled import pays
@@ -21,12 +23,14 @@ from imprint.engine.costs import measured
 from imprint.engine.features import kept_forward
 from imprint.engine.forward import Forward, forward_of, joined
 from imprint.errors import ImprintError
+from imprint.measures import auc
 from imprint.progress import Progress
 from imprint.recipe import AnyCell, PlannedCell
-from imprint.records import Audit
+from imprint.records import Audit, tuned_for
 from imprint.store import CellFolder, Store, atomic_folder, read_stats, write_json, write_stats, write_table
 from imprint.tuning.base import Base
-from imprint.tuning.models import count_parameters, only_head_trains
+from imprint.tuning.models import count_parameters, only_head_trains, vocabulary
+from imprint.tuning.private import PrivateTrainer, train_privately
 from imprint.tuning.train import EpochReport, Trainer, train
 from imprint.types import TokenStats
 
@@ -39,11 +43,12 @@ cache; the figure for a GPU has not been measured."""
 
 @dataclass(frozen=True)
 class Work:
-    """A cell that is ready to go on after `done` finished epochs."""
+    """A cell that is ready to go on after `done` finished epochs; `reference` is what the base says."""
 
     cell: PlannedCell
     folder: CellFolder
     audit: Audit
+    reference: TokenStats
     model: nn.Module
     forward: Forward
     trainer: Trainer
@@ -52,14 +57,16 @@ class Work:
 
 def prepare_cell(cell: PlannedCell, base: Base, audit: Audit, store: Store, progress: Progress) -> Work:
     """Score the base if nobody has, attach the method, and restore the last finished epoch."""
-    spec, folder = cell.spec, store.cell(cell.spec.run_id)
-    progress.base(cell.label, score_base(cell, audit, base, store), audit)  # before a tuner exists
+    spec, folder, audit = cell.spec, store.cell(cell.spec.run_id), tuned_for(audit, cell.spec)
+    reference = score_base(cell, audit, base, store)  # before a tuner exists
+    progress.base(cell.label, reference, audit)
     measure_controls(cell, audit, base, store)
     model = base.tuned(spec.method, spec.seed)
     forward = forward_for(model, base, cell, audit, store)
-    trainer = Trainer(model, audit.tuned, spec.train, spec.method.options["learning_rate"], spec.seed)
+    kind = PrivateTrainer if spec.train.dp else Trainer
+    trainer = kind(model, audit.tuned, spec.train, spec.method.options["learning_rate"], spec.seed)
     write_json(folder.path / "spec.json", spec.model_dump(mode="json"))
-    return Work(cell, folder, audit, model, forward, trainer, resume(folder, trainer))
+    return Work(cell, folder, audit, reference, model, forward, trainer, resume(folder, trainer))
 
 
 def crews(
@@ -89,6 +96,8 @@ def crews(
 
 def _may_join(cell: PlannedCell) -> bool:
     options = cell.spec.method.options
+    if cell.spec.train.dp:
+        return False
     return cell.spec.method.name in ("lora", "prefix", "prompt", "p_tuning") and not options.get("dropout")
 
 
@@ -99,7 +108,7 @@ def _numbers(cell: PlannedCell, audit: Audit) -> float:
 
 
 def run_crew(crew: Sequence[Work], base: Base, progress: Progress) -> None:
-    """Train and score the epochs that are missing; a run that diverges ends, the others go on."""
+    """Train and score the epochs that are missing; a run that diverges or leaks too much ends, the others go on."""
     first = crew[0]
     forward = first.forward if len(crew) == 1 else joined([w.model for w in crew], first.forward.output)
     epochs = first.cell.spec.train.epochs
@@ -109,46 +118,71 @@ def run_crew(crew: Sequence[Work], base: Base, progress: Progress) -> None:
             _finish(work, "")
         return
     over: set[str] = set()
-    for reports in train([work.trainer for work in crew], forward, base.budget, first.done, progress.trained):
+    for reports in _epochs([work.trainer for work in crew], forward, base.budget, first.done, progress.trained):
         for work, report in zip(crew, reports, strict=True):
             if report is None or work.cell.spec.run_id in over:
                 continue
-            reason = finish_epoch(work, report, base.budget, progress)
+            status, reason = finish_epoch(work, report, base.budget, progress)
             if reason or report.epoch == epochs:
                 over.add(work.cell.spec.run_id)
-                _finish(work, reason)
+                _finish(work, reason, status)
                 if reason:
-                    progress.note(f"{work.cell.label}: diverged: {reason}")
+                    progress.note(f"{work.cell.label}: {'' if status == 'done' else 'diverged: '}{reason}")
         if len(over) == len(crew):
             return
 
 
-def finish_epoch(work: Work, report: EpochReport, budget: int, progress: Progress) -> str:
-    """Score the checkpoint and write the epoch; why that could not be, or ""."""
+def _epochs(trainers: list[Trainer], *how: Any) -> Iterator[list[EpochReport | None]]:
+    if isinstance(trainers[0], PrivateTrainer):
+        return train_privately([one for one in trainers if isinstance(one, PrivateTrainer)], *how)
+    return train(trainers, *how)
+
+
+def finish_epoch(work: Work, report: EpochReport, budget: int, progress: Progress) -> tuple[str, str]:
+    """Score the checkpoint and write the epoch, unless training ends before it: how it then ends and why, else ""."""
     if report.diverged:
-        return report.diverged
+        return "diverged", report.diverged
     started = time.perf_counter()
     stats = work.audit.stats(work.model, budget, progress.scored, work.forward)
     if reason := broken(stats, report.epoch):
-        return reason
+        return "diverged", reason
+    if reason := _leaks(work, stats, report.epoch):
+        return "done", reason
     seconds = time.perf_counter() - started
     cost = measured(work.model, work.forward, work.trainer, work.audit.scored, report, seconds)
     write_epoch(work.folder, report, stats, work.trainer, work.audit, cost)
     progress.epoch(work.cell.label, report, stats, work.audit)
-    return ""
+    return "done", ""
 
 
-def _finish(work: Work, diverged: str) -> None:
+def _leaks(work: Work, stats: TokenStats, epoch: int) -> str:
+    """Why training ends with the epoch before this one, where `train.stop` says so."""
+    stop = work.cell.spec.train.stop
+    if stop is None:
+        return ""
+    records = work.audit.records()
+    evidence = {"target": stats, "reference": work.reference, "zlib_bytes": records.column("zlib_bytes").to_numpy()}
+    scores = run_attack(stop.attack, **evidence)
+    members, nonmembers = (scores[np.array(work.audit.roles) == role] for role in ("member", "nonmember"))
+    found = auc(members, nonmembers).value
+    if found <= stop.auc:
+        return ""
+    return f"stopped early: the AUC of {stop.attack} reached {found:.3f} in epoch {epoch}, over {stop.auc:g}"
+
+
+def _finish(work: Work, reason: str, status: str = "done") -> None:
     trainable, parameters = count_parameters(work.model)
-    status = "diverged" if diverged else "done"
-    work.folder.finish(status=status, reason=diverged or None, trainable=trainable, parameters=parameters)
+    work.folder.finish(status=status, reason=reason or None, trainable=trainable, parameters=parameters)
+    if work.cell.spec.shadow is not None:
+        work.folder.drop_adapters(keep=set())  # there are many, and nobody ships one
 
 
 def forward_for(model: nn.Module, base: Base, cell: PlannedCell, audit: Audit, store: Store) -> Forward:
     """From hidden states computed once where only the output layer trains, else from the texts."""
     if only_head_trains(model):
         records = (*audit.tuned, *audit.scored)
-        forward = kept_forward(model, base.features(cell.base, records, store.path))
+        key = f"{cell.base} {cell.spec.train.goldfish}"  # which leaves other tokens to predict
+        forward = kept_forward(model, base.features(key, records, store.path))
     else:
         forward = forward_of(model)
         forward.spare_memory(audit.tuned, base.budget)
@@ -167,7 +201,7 @@ def score_base(cell: AnyCell, audit: Audit, base: Base, store: Store) -> TokenSt
         with atomic_folder(path) as folder:
             write_stats(folder / "stats.parquet", audit.kept(stats))
             write_table(folder / "records.parquet", audit.records())
-            summary = {**audit.summary(), "max_length": cell.spec.data.max_length}
+            summary = {**audit.summary(), "max_length": cell.spec.data.max_length, "vocabulary": vocabulary(base.model)}
             write_json(folder / "meta.json", {**summary, "seconds": time.perf_counter() - started})
     return read_stats(path / "stats.parquet")
 

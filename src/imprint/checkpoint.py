@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from imprint.errors import ImprintError
 from imprint.records import Audit
 from imprint.store import CellFolder, atomic_folder, write_json, write_stats
+from imprint.tuning.private import PrivateTrainer
 from imprint.types import TokenStats
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def write_epoch(
         "validation_perplexity": audit.perplexity(stats),
         "cost": cost,
     }
+    if isinstance(trainer, PrivateTrainer):
+        meta["privacy"] = {"epsilon": trainer.spent(report.epoch), "delta": trainer.delta, "noise": trainer.noise}
     with atomic_folder(folder.epoch(report.epoch)) as path:
         write_stats(path / "stats.parquet", stats)
         write_json(path / "meta.json", meta)

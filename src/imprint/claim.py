@@ -10,6 +10,7 @@ import yaml
 
 from imprint import __version__
 from imprint.errors import UsageError
+from imprint.probes import pass_keys
 from imprint.recipe import AnyPlan
 from imprint.store import LOCK, PART, Store, write_json, write_text
 
@@ -57,7 +58,14 @@ def _lock(store: Store, planned: AnyPlan) -> dict[str, object]:
         "attacks": list(planned.attacks),
         "budget": planned.budget.model_dump() if planned.budget else None,
         "cells": [
-            {"run_id": c.spec.run_id, "label": c.label, "base": c.base, "spec": c.spec.model_dump(mode="json")}
+            {
+                "run_id": c.spec.run_id,
+                "label": c.label,
+                "base": c.base,
+                "spec": c.spec.model_dump(mode="json"),
+                "shadows": [shadow.spec.run_id for shadow in planned.shadows_of(c)],
+                "passes": pass_keys(planned, c),
+            }
             for c in planned.cells
         ],
     }

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imprint.cli_audit import audit_command, doctor_command, gate_command, plan_command
+from imprint.cli_canaries import canaries
+from imprint.cli_extract import extract_command
 from imprint.errors import ImprintError, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -153,6 +155,8 @@ app.command("audit")(audit_command)
 app.command("gate")(gate_command)
 app.command("plan")(plan_command)
 app.command("doctor")(doctor_command)
+app.command("extract")(extract_command)
+app.add_typer(canaries, name="canaries")
 studies = typer.Typer(help="The paper's tables, figures and observations, and what it left open.", no_args_is_help=True)
 app.add_typer(studies, name="study")
 

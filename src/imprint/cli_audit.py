@@ -68,7 +68,18 @@ def audit_command(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most records of each side (default: 2,000).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws them, where there are more.")] = 0,
-    attacks: Annotated[str | None, typer.Option(help="Names with commas (default: all).")] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(help="Names with commas, or module:function for your own (default: all that need one pass)."),
+    ] = None,
+    evidence: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="For attacks that need more passes, as neighbours=50 or shots=10."),
+    ] = None,
+    auxiliary: Annotated[
+        int | None,
+        typer.Option(min=1, help="Records of each side set apart for attacks that learn (ensemble, camia)."),
+    ] = None,
     budget: Annotated[list[str] | None, typer.Option(metavar="LIMIT=NUMBER", help=BUDGET)] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder (default: runs/audit-NAME).")] = None,
     id_key: Annotated[
@@ -92,6 +103,7 @@ def audit_command(
 
     from imprint.auditing.api import audit
     from imprint.progress import ConsoleProgress
+    from imprint.recipe import key_values
     from imprint.report.text import printable
     from imprint.spec import ModelSpec, Runtime, validated
 
@@ -103,6 +115,7 @@ def audit_command(
     base = validated(ModelSpec, asked, "--model") if model else None
     columns = {"format": _style(style), "eos": eos, "max_length": max_length, "overlong": overlong, "id": id_column}
     columns |= {"group": group, "subgroup": subgroup, "members": limit, "nonmembers": limit, "seed": seed}
+    columns["auxiliary"] = auxiliary
     out = out or Path("runs") / f"audit-{_title(model, adapter)}"
 
     def show(ready: Ready) -> None:
@@ -121,6 +134,7 @@ def audit_command(
         loss=loss,
         template=template,
         attacks=attacks.split(",") if attacks else None,
+        evidence=key_values(evidence or (), "--evidence"),
         budget=_limits(budget),
         out=out,
         id_key=id_key,

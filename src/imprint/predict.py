@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from imprint.data.tokens import Encoded
@@ -15,7 +16,7 @@ from imprint.engine.costs import costs_of, peak_flops, peak_memory
 from imprint.engine.features import features, kept_forward
 from imprint.engine.forward import Forward, forward_of
 from imprint.recipe import Plan, PlannedCell
-from imprint.records import Audit
+from imprint.records import Audit, tuned_for
 from imprint.scoring.score import token_stats
 from imprint.spec import Runtime
 from imprint.store import Store
@@ -47,23 +48,34 @@ class Prediction:
 
 
 def predict(plan: Plan, audits: Mapping[str, Audit], store: Store, runtime: Runtime) -> list[Prediction]:
-    """A prediction per cell of the plan; nothing is written.
+    """A prediction per cell of the plan, and one for the shadow models of each; nothing is written.
 
     Raises:
         ImprintError: a method does not fit the model.
     """
     base: Base | None = None
-    predictions = []
+    predictions: list[Prediction] = []
+    counted: set[str] = set()
     for cell in plan.cells:
-        left = 0
-        if not store.cell(cell.spec.run_id).done:
-            left = cell.spec.train.epochs - store.cell(cell.spec.run_id).finished_epochs()
-        if not left:
-            predictions.append(Prediction(cell.label, 0, 0, 0.0, 0.0, 0, math.nan))
-            continue
-        base = base if base and base.serves(cell) else Base.of(cell.located, cell.spec.model, runtime)
-        predictions.append(_measure(cell, base, audits[cell.base], left))
+        shadows = [one for one in plan.shadows_of(cell) if one.spec.run_id not in counted]
+        counted |= {one.spec.run_id for one in shadows}
+        told = f"{cell.label}: {len(shadows)} shadow models"
+        for label, alike in ((cell.label, [cell]), *([(told, shadows)] if shadows else [])):
+            left = [_left(one, store) for one in alike]
+            if not sum(left):
+                predictions.append(Prediction(label, 0, 0, 0.0, 0.0, 0, math.nan))
+                continue
+            base = base if base and base.serves(cell) else Base.of(cell.located, cell.spec.model, runtime)
+            first = alike[int(np.argmax(left))]
+            found = _measure(first, base, tuned_for(audits[first.base], first.spec), sum(left))
+            predictions.append(replace(found, label=label))
     return predictions
+
+
+def _left(cell: PlannedCell, store: Store) -> int:
+    """Epochs that are missing."""
+    folder = store.cell(cell.spec.run_id)
+    return 0 if folder.done else cell.spec.train.epochs - folder.finished_epochs()
 
 
 def _measure(cell: PlannedCell, base: Base, audit: Audit, left: int) -> Prediction:

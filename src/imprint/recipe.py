@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationInfo, field_validator
 
-from imprint.attacks import ATTACKS
+from imprint.attacks import ATTACKS, DEFAULT_ATTACKS, evidence_needed, one_pass, resolve
+from imprint.attacks.evidence import LEAST_SHADOWS
+from imprint.canaries.manifest import read_manifest
 from imprint.data import Pool, read_pool, resolve_sizes
 from imprint.errors import UsageError, unknown
+from imprint.passes.spec import EvidenceSpec
 from imprint.spec import (
     VIRTUAL_TOKEN_ROOM,
     Budget,
@@ -52,6 +56,9 @@ class Recipe(Strict):
     """How to train."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Draws the initial values, the order and, unless `data.seed` is given, the split."""
+    shadows: int = Field(default=0, ge=0)
+    """Models tuned besides like each cell, on random halves of members and non-members: for `lira`, `lira_offline`,
+    `rmia`, and what each record is really remembered by."""
 
     @field_validator("model", "data", mode="before")
     @classmethod
@@ -72,7 +79,11 @@ class Recipe(Strict):
         )
 
 
-KEYS = (*Recipe.model_fields, "attacks", "budget")
+SHARED = ("attacks", "budget", "evidence")
+"""Keys that are no axis and are the same for all grids of a recipe."""
+KEYS = (*Recipe.model_fields, *SHARED)
+SHADOW_SEED = 0x5AD0
+"""Shadow models start and shuffle by seeds of their own, from here on; those of two cells on one split are the same."""
 Document = dict[str, Any] | list[dict[str, Any]]
 """A recipe as plain data: a grid, or a list of grids whose cells are taken together."""
 RecipeLike = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -105,19 +116,42 @@ class PlannedCell(AnyCell):
 
 @dataclass(frozen=True)
 class AnyPlan:
-    """What is to be measured in one output folder."""
+    """What is to be measured in one output folder.
+
+    Attributes:
+        passes: what makes the evidence that needs more passes.
+    """
 
     recipe: Document
     cells: tuple[AnyCell, ...]
     attacks: tuple[str, ...]
     budget: Budget | None
+    passes: EvidenceSpec = dataclasses.field(default_factory=EvidenceSpec)
+
+    def shadows_of(self, cell: AnyCell) -> tuple[AnyCell, ...]:
+        """The shadow models of a cell."""
+        return ()
 
 
 @dataclass(frozen=True)
 class Plan(AnyPlan):
-    """What a recipe stands for."""
+    """What a recipe stands for.
+
+    Attributes:
+        shadows: run id → the shadow models of that cell.
+    """
 
     cells: tuple[PlannedCell, ...]
+    shadows: Mapping[str, tuple[PlannedCell, ...]] = dataclasses.field(default_factory=dict)
+
+    def shadows_of(self, cell: AnyCell) -> tuple[PlannedCell, ...]:
+        return self.shadows.get(cell.spec.run_id, ())
+
+    @property
+    def trained(self) -> tuple[PlannedCell, ...]:
+        """Everything that is tuned: the cells, then their shadow models, each once."""
+        shadows = {one.spec.run_id: one for some in self.shadows.values() for one in some}
+        return (*self.cells, *shadows.values())
 
 
 def read_recipe(recipe: RecipeLike, overrides: Iterable[str] = ()) -> Document:
@@ -132,13 +166,25 @@ def read_recipe(recipe: RecipeLike, overrides: Iterable[str] = ()) -> Document:
     if not all(isinstance(grid, dict) for grid in grids):
         where = recipe if plain else "recipe"
         raise UsageError(f"{where}: a recipe is a mapping with the keys {', '.join(KEYS)}, or a list of such mappings")
-    for override in overrides:
-        path, equals, value = override.partition("=")
-        if not equals or not path:
-            raise UsageError(f"--set {override!r}: expected KEY=VALUE, as in train.epochs=3")
+    for path, value in key_values(overrides, "--set").items():
         for grid in grids:
-            _put(grid, path.split("."), read_yaml(value, f"--set {path}"), override)
+            _put(grid, path.split("."), copy.deepcopy(value), path)
     return document  # type: ignore[no-any-return]
+
+
+def key_values(given: Iterable[str], option: str) -> dict[str, Any]:
+    """What `KEY=VALUE` says, values in YAML.
+
+    Raises:
+        UsageError: one has no `=`, or a value is not YAML.
+    """
+    found = {}
+    for one in given:
+        key, equals, value = one.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option} {one!r}: expected KEY=VALUE, as in train.epochs=3")
+        found[key] = read_yaml(value, f"{option} {key}")
+    return found
 
 
 def _text(path: Path) -> str:
@@ -194,20 +240,61 @@ def plan(document: Mapping[str, Any] | Sequence[Mapping[str, Any]], dtype_of: An
         for key in grid:
             if key not in KEYS:
                 raise UsageError(f"recipe: {unknown('key', str(key), KEYS)}")
-        for key in ("attacks", "budget"):
+        for key in SHARED:
             if grid.get(key) != grids[0].get(key):
                 raise UsageError(f"recipe: the grids of one recipe share their `{key}`: give the same in each")
     attacks = attack_names(grids[0].get("attacks"))
     budget = checked_budget(grids[0]["budget"], attacks) if grids[0].get("budget") is not None else None
+    passes = validated(EvidenceSpec, grids[0].get("evidence") or {}, "evidence")
     cells: dict[str, PlannedCell] = {}
+    counts: dict[str, int] = {}
     pools: dict[str, Pool] = {}
     for grid in grids:
-        axes = {key: value for key, value in grid.items() if key not in ("attacks", "budget")}
+        axes = {key: value for key, value in grid.items() if key not in SHARED}
         axes.setdefault("method", list(PAPER_METHODS))
         for point in _expand(axes):
-            cell = _resolve(validated(Recipe, point, ""), pools, dtype_of or (lambda name: name))
+            recipe = validated(Recipe, point, "")
+            cell = _resolve(recipe, pools, dtype_of or (lambda name: name))
             cells.setdefault(cell.spec.run_id, cell)
-    return Plan(_copy(document), _labelled(list(cells.values())), attacks, budget)
+            counts[cell.spec.run_id] = max(counts.get(cell.spec.run_id, 0), recipe.shadows)
+            check_attacks(attacks, cell.spec.data, recipe.shadows)
+    labelled = _labelled(list(cells.values()))
+    shadows = {c.spec.run_id: tuple(_shadows(c, counts[c.spec.run_id])) for c in labelled}
+    return Plan(_copy(document), labelled, attacks, budget, passes, shadows)
+
+
+def _shadows(cell: PlannedCell, count: int) -> Iterator[PlannedCell]:
+    """Cells like this one, each tuned on a half of the records; without what would end it early."""
+    for number in range(count):
+        train = cell.spec.train.model_copy(update={"stop": None})
+        update = {"shadow": number, "seed": SHADOW_SEED + number, "train": train}
+        yield dataclasses.replace(cell, spec=cell.spec.model_copy(update=update), label=f"{cell.label} shadow {number}")
+
+
+def check_attacks(attacks: Sequence[str], data: DataSpec, shadows: int | None = None) -> None:
+    """
+    Args:
+        shadows: how many shadow models there are; None where there can be none.
+
+    Raises:
+        UsageError: an attack needs what the recipe does not provide.
+    """
+    outside = data.validation or data.auxiliary
+    missing = {
+        "known": "" if data.auxiliary else "records to learn from: set data.auxiliary, to 200 for example",
+        "prefixed_members": "" if data.auxiliary else "tuned records outside the evaluated ones: set data.auxiliary",
+        "population": "" if outside else "records that nobody tuned on and nobody evaluates: set data.auxiliary",
+        "prefixed": "" if outside else "records that nobody tuned on and nobody evaluates: set data.auxiliary",
+        "token_counts": "" if outside else "records that nobody tuned on and nobody evaluates: set data.auxiliary",
+        "shadows": "models tuned on halves of the records, which only `imprint run` makes",
+    }
+    if shadows is not None:
+        enough = shadows >= LEAST_SHADOWS
+        missing["shadows"] = "" if enough else f"shadow models: set `shadows` to {LEAST_SHADOWS} or more"
+    for attack in attacks:
+        for name in evidence_needed(attack):
+            if lacking := missing.get(name):
+                raise UsageError(f"attacks: {attack} needs {lacking}")
 
 
 def checked_budget(given: Any, attacks: tuple[str, ...]) -> Budget:
@@ -221,12 +308,19 @@ def checked_budget(given: Any, attacks: tuple[str, ...]) -> Budget:
 
 
 def attack_names(given: Any) -> tuple[str, ...]:
-    names = list(ATTACKS) if given is None else [given] if isinstance(given, str) else given
+    """Names of attacks, or `module:function` for one's own; by default those that need no more than one pass.
+
+    Raises:
+        UsageError: one is unknown, cannot be imported, or asks for what is no evidence.
+    """
+    names = list(DEFAULT_ATTACKS) if given is None else [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not names:
-        raise UsageError(f"attacks: expected a list of names ({', '.join(ATTACKS)})")
+        raise UsageError(f"attacks: expected a list of names ({', '.join(ATTACKS)}) or module:function")
     for name in names:
-        if not isinstance(name, str) or name not in ATTACKS:
-            raise UsageError(f"attacks: {unknown('attack', str(name), ATTACKS)}")
+        try:
+            evidence_needed(resolve(str(name)))
+        except UsageError as error:
+            raise UsageError(f"attacks: {error}") from None
     return tuple(dict.fromkeys(names))
 
 
@@ -255,6 +349,12 @@ def _resolve(recipe: Recipe, pools: dict[str, Pool], dtype_of: Any) -> PlannedCe
                 f"{recipe.model.quantize}: leave quantize out, or use another method"
             )
         require(recipe.model.quantize)
+    if recipe.train.stop and not one_pass([recipe.train.stop.attack]):
+        raise UsageError(f"train.stop.attack: {recipe.train.stop.attack} needs more than the scores of an epoch")
+    if recipe.train.dp:
+        from imprint.tuning.private import require as require_opacus
+
+        require_opacus()
     located = locate(recipe.model)
     method = resolve_method(recipe.method, located.hidden_size, recipe.train.learning_rate)
     key = content_key(recipe.data.model_dump(include={"source", "format", "id", "group", "subgroup", "split", "loss"}))
@@ -265,6 +365,7 @@ def _resolve(recipe: Recipe, pools: dict[str, Pool], dtype_of: Any) -> PlannedCe
             "fingerprint": pool.fingerprint,
             "max_length": _max_length(data.max_length, method, located),
             "seed": recipe.seed if data.seed is None else data.seed,
+            "sealed": read_manifest(data.canaries).seal if data.canaries else "",
         }
     )
     dtype = dtype_of(recipe.model.dtype)
@@ -318,4 +419,6 @@ def _labelled(cells: list[PlannedCell]) -> tuple[PlannedCell, ...]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "/".join(_short(part) for part in value.values() if part is not None)
     return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from imprint.canaries.manifest import Canary, read_manifest
 from imprint.data import Pool, make_split
 from imprint.data.templates import Templates
 from imprint.data.tokens import Encoded, Encoder, unusable
+from imprint.errors import DataError
+from imprint.halves import inside
 from imprint.measures import perplexity
-from imprint.spec import DataSpec
+from imprint.spec import DataSpec, RunSpec
+from imprint.tuning.goldfish import goldfish
 from imprint.types import Example, TokenStats
 
 if TYPE_CHECKING:
@@ -28,11 +32,15 @@ class Audit:
     """Everything about the data of a cell that does not depend on the method.
 
     Attributes:
-        scored: encoded members, non-members and validation records, in this order.
-        roles: `member`, `nonmember` or `validation` for each of them.
-        tuned: what an epoch trains on: the members, `repeat` times, and the extra ones if `tune_on` asks for more.
+        scored: encoded members, non-members and validation records, in this order, then auxiliary ones and canaries.
+        roles: `member`, `nonmember`, `validation`, `auxiliary_in`, `auxiliary_out`, `canary_in` or `canary_out` for
+            each of them.
+        tuned: what an epoch trains on: the members, `repeat` times, canaries whose coin says so, auxiliary records, and
+            the extra ones if `tune_on` asks for more.
         dropped: records left out, by reason.
         private: whether what is written must not say which tokens were scored.
+        beside: those of `tuned` that are neither members nor canaries, and that shadow models are tuned on as well.
+        canaries: id → canary, of the records that are one.
     """
 
     examples: tuple[Example, ...]
@@ -41,6 +49,8 @@ class Audit:
     tuned: tuple[Encoded, ...]
     dropped: dict[str, int]
     private: bool = False
+    beside: tuple[Encoded, ...] = ()
+    canaries: Mapping[str, Canary] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -79,13 +89,19 @@ class Audit:
             {
                 "id": [example.id for example in self.examples],
                 "role": list(self.roles),
-                "group": [f"group {e.group}" if e.group else f"record {e.id}" for e in self.examples],
+                "group": _groups(self),
                 "subgroup": pa.array([e.subgroup for e in self.examples], pa.string()),
                 "scored_tokens": pa.array([int(record.scored.sum()) for record in self.scored], pa.int32()),
                 "zlib_bytes": pa.array([record.zlib_bytes for record in self.scored], pa.int64()),
                 "cut": [record.cut for record in self.scored],
+                "family": pa.array([c.family if c else None for c in self._planted], pa.string()),
+                "repetitions": pa.array([c.repetitions if c else None for c in self._planted], pa.int32()),
             }
         )
+
+    @property
+    def _planted(self) -> list[Canary | None]:
+        return [self.canaries.get(record.id) for record in self.scored]
 
     def summary(self) -> dict[str, Any]:
         """Counts for the table and the report: who was used, what was dropped, what was cut."""
@@ -97,6 +113,8 @@ class Audit:
                 "members": counts["member"],
                 "nonmembers": counts["nonmember"],
                 "validation": counts["validation"],
+                "auxiliary": counts["auxiliary_in"],
+                "canaries": counts["canary_in"] + counts["canary_out"],
                 "tuned": len(self.tuned),
             },
             "dropped": self.dropped,
@@ -139,13 +157,55 @@ def prepare(pool: Pool, spec: DataSpec, tokenizer: Any) -> Audit:
     """
     assert spec.max_length is not None  # resolved by the plan,
     assert spec.seed is not None  # and so is this
+    planted = read_manifest(spec.canaries).canaries if spec.canaries else ()
     with Templates(tokenizer, spec.loss) as templates:
         encoder = Encoder(tokenizer, spec.max_length, spec.overlong, spec.loss, spec.eos, templates)
         encoded = _Encoding(encoder)
         split = make_split(pool, spec, spec.seed, encoded.usable)
-        examples = (*split.members, *split.nonmembers, *split.validation)
-        roles = ["member"] * len(split.members) + ["nonmember"] * len(split.nonmembers)
-        roles += ["validation"] * len(split.validation)
+        sides = {
+            "member": split.members,
+            "nonmember": split.nonmembers,
+            "validation": split.validation,
+            "auxiliary_in": split.auxiliary_in,
+            "auxiliary_out": split.auxiliary_out,
+            "canary_in": tuple(c.example() for c in planted if c.included),
+            "canary_out": tuple(c.example() for c in planted if not c.included),
+        }
+        roles = tuple(role for role, side in sides.items() for _ in side)
+        examples = tuple(example for side in sides.values() for example in side)
         scored = tuple(encoded(example) for example in examples)
-        tuned = tuple(encoded(example) for example in (*split.members * spec.repeat, *split.extra))
-    return Audit(examples, scored, tuple(roles), tuned, dict(split.dropped))
+        beside = tuple(encoded(example) for example in (*split.auxiliary_in, *split.extra))
+        copies = tuple(c.example() for c in planted if c.included for _ in range(c.repetitions))
+        tuned = tuple(encoded(example) for example in (*split.members * spec.repeat, *copies))
+    _check_whole([record for record, role in zip(scored, roles, strict=True) if role.startswith("canary")], spec)
+    canaries = {c.example().id: c for c in planted}
+    return Audit(examples, scored, roles, (*tuned, *beside), dict(split.dropped), beside=beside, canaries=canaries)
+
+
+def _check_whole(canaries: Sequence[Encoded], spec: DataSpec) -> None:
+    """
+    Raises:
+        DataError: of a canary that was cut nobody could say what the model was told.
+    """
+    if cut := [record.id for record in canaries if record.cut]:
+        raise DataError(
+            f"{len(cut)} of {len(canaries)} canaries are longer than data.max_length {spec.max_length} (the first is "
+            f"{cut[0]!r}): raise it, or make shorter ones"
+        )
+
+
+def tuned_for(audit: Audit, spec: RunSpec) -> Audit:
+    """The same records with what a cell is tuned on: by a shadow model half of them, less what its loss leaves out."""
+    tuned = audit.tuned
+    if spec.shadow is not None:
+        half = np.flatnonzero(inside(audit.roles, _groups(audit), spec.data.seed or 0, spec.shadow))
+        tuned = (*[audit.scored[n] for n in half] * spec.data.repeat, *audit.beside)
+    if spec.train.goldfish:
+        k = spec.train.goldfish  # under ids of their own: hidden states that are kept are those of the scored tokens
+        tuned = tuple(replace(goldfish(record, k), id=f"{record.id} (goldfish)") for record in tuned)
+    return audit if tuned is audit.tuned else replace(audit, tuned=tuned)
+
+
+def _groups(audit: Audit) -> list[str]:
+    """Who owns each record, as `records.parquet` says it."""
+    return [f"group {e.group}" if e.group else f"record {e.id}" for e in audit.examples]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from imprint.attacks import ATTACKS, run_attack
-from imprint.errors import ImprintError, InvalidAudit
+from imprint.attacks import run_attack
+from imprint.errors import ImprintError, InvalidAudit, UsageError
+from imprint.evidence import Evidence
 from imprint.measures import auc, perplexity, tpr_at_fpr
 from imprint.measures.auc import codes
 from imprint.spec import AuditSpec, CellSpec, RunSpec, canonical_json
-from imprint.store import CellFolder, Store, atomic_file, read_json, read_stats, read_table, write_table
+from imprint.store import (
+    CellFolder,
+    Store,
+    atomic_file,
+    read_json,
+    read_losses,
+    read_stats,
+    read_table,
+    write_json,
+    write_table,
+)
 from imprint.types import Floats, Interval, Measurement, TokenStats
 
+STATS = "stats.parquet"
 FALSE_POSITIVE_RATES = {"tpr_at_10pct_fpr": 0.1, "tpr_at_1pct_fpr": 0.01, "tpr_at_0.1pct_fpr": 0.001}
 _SCORES = pa.schema(
     [
@@ -49,6 +61,14 @@ _RESULTS = pa.schema(
 
 
 @dataclass(frozen=True)
+class Shadow:
+    """A shadow model of a cell: its number says which half of the records it was tuned on."""
+
+    number: int
+    folder: CellFolder
+
+
+@dataclass(frozen=True)
 class Cell:
     """One cell of a grid as it lies in the store, finished or not."""
 
@@ -57,6 +77,9 @@ class Cell:
     """The method and those of its options that differ within the grid, for people to read."""
     folder: CellFolder
     base: Path
+    shadows: tuple[Shadow, ...] = ()
+    passes: Mapping[str, str] = field(default_factory=dict)
+    """Evidence that takes passes of its own → the key under which it lies."""
 
     @property
     def run_id(self) -> str:
@@ -126,8 +149,20 @@ class Cell:
         return read_stats(self.base / "stats.parquet")
 
     def stats(self, epoch: int) -> TokenStats:
-        """Evidence of an epoch; 0 is the base."""
-        return self.reference if epoch == 0 else self.folder.stats(epoch)
+        """Scores of an epoch; 0 is the base."""
+        found = self.reference if epoch == 0 else self.folder.stats(epoch)
+        self._losses[epoch] = found.nll
+        return found
+
+    @cached_property
+    def _losses(self) -> dict[int, Floats]:
+        return {}
+
+    def nll(self, epoch: int) -> Floats:
+        """[N] mean negative log-likelihood of every record at an epoch, nats per token."""
+        if epoch not in self._losses:
+            self._losses[epoch] = self.reference.nll if epoch == 0 else read_losses(self.folder.epoch(epoch) / STATS)
+        return self._losses[epoch]
 
     @cached_property
     def held_out(self) -> str:
@@ -135,30 +170,34 @@ class Cell:
         return "validation" if len(self.rows("validation")) else "nonmember"
 
     def rows(self, role: str) -> NDArray[np.intp]:
-        """Positions of `member`, `nonmember` or `validation` records within the evidence."""
-        return np.flatnonzero(self.records["role"].to_numpy() == role)
+        """Positions of the records of a role within the evidence (`member`, `nonmember`, `validation`, …)."""
+        return np.flatnonzero(self.role_in(role))
+
+    def role_in(self, *roles: str) -> NDArray[np.bool_]:
+        """[N] whether a record has one of these roles."""
+        return np.isin(self.records["role"].to_numpy().astype(str), roles)
 
     def groups(self, role: str) -> NDArray[Any]:
         return self.records["group"].to_numpy()[self.rows(role)]
 
     def losses(self, epoch: int) -> tuple[Floats, Floats]:
         """Mean negative log-likelihood of members and of non-members, nats per token."""
-        nll = self.stats(epoch).nll
+        nll = self.nll(epoch)
         return nll[self.rows("member")], nll[self.rows("nonmember")]
 
     def scores(self, epoch: int, attacks: Iterable[str]) -> dict[str, Floats]:
-        """attack -> [N] score of every record; higher means more likely a member."""
-        return self.scored(self.stats(epoch), attacks)
+        """attack -> [N] score of every record, of the attacks whose evidence there is; higher: more likely a member."""
+        return Evidence(self, epoch).scores(attacks)
 
     def scored(
         self, target: TokenStats, attacks: Iterable[str], rows: NDArray[np.intp] | None = None
     ) -> dict[str, Floats]:
-        """The same of any pass over the same records, or over those at `rows`."""
+        """The same of any pass over the same records, or over those at `rows`, by attacks that need one pass."""
         zlib_bytes, reference = self.records["zlib_bytes"].to_numpy(), self.reference
         if rows is not None:
             zlib_bytes, reference = zlib_bytes[rows], reference.select(rows)
         evidence = {"target": target, "reference": reference, "zlib_bytes": zlib_bytes}
-        return {name: run_attack(ATTACKS[name], **evidence) for name in attacks}
+        return {name: run_attack(name, **evidence) for name in attacks}
 
     def sides(self, scores: Floats) -> tuple[Floats, Floats]:
         """The scores of members and of non-members."""
@@ -184,10 +223,14 @@ def load_grid(path: str | Path) -> Grid:
     """
     store = Store.at(Path(path))
     lock = store.lock()
-    cells = tuple(
-        Cell(_spec(c["spec"]), c["label"], store.cell(c["run_id"]), store.base(c["base"])) for c in lock["cells"]
-    )
+    cells = tuple(_cell(store, entry) for entry in lock["cells"])
     return Grid(Path(path), lock["recipe"], tuple(lock["attacks"]), lock["budget"], cells)
+
+
+def _cell(store: Store, entry: dict[str, Any]) -> Cell:
+    shadows = tuple(Shadow(number, store.cell(run_id)) for number, run_id in enumerate(entry.get("shadows", ())))
+    folder, base = store.cell(entry["run_id"]), store.base(entry["base"])
+    return Cell(_spec(entry["spec"]), entry["label"], folder, base, shadows, entry.get("passes", {}))
 
 
 def _spec(document: dict[str, Any]) -> CellSpec:
@@ -210,19 +253,22 @@ def results(path: str | Path) -> pd.DataFrame:
 def write_results(grid: Grid) -> pd.DataFrame:
     """Recompute `results.parquet` and `scores.parquet` from the evidence of every cell that has any."""
     measurements: list[Measurement] = []
+    refused: dict[str, str] = {}
     with atomic_file(grid.path / "scores.parquet") as temporary, pq.ParquetWriter(temporary, _SCORES) as scores:
         for cell in grid.cells:
             if not (cell.base / "stats.parquet").exists():
                 continue
             cell.folder.verify()
             for epoch in range(cell.epochs + 1):
-                evidence = cell.scores(epoch, grid.attacks)
-                scores.write_table(_score_table(cell, epoch, evidence))
-                measurements += _measure(cell, epoch, evidence)
+                evidence = Evidence(cell, epoch)
+                found: dict[str, Floats] = {}
+                measurements += _measure(evidence, grid.attacks, found, refused)
+                scores.write_table(_score_table(cell, epoch, found))
             if cell.outcome["status"] == "diverged":
                 measurements += _diverged(cell, grid.attacks)
     table = pa.Table.from_pylist([asdict(m) for m in measurements], schema=_RESULTS)
     write_table(grid.path / "results.parquet", table)
+    write_json(grid.path / "refused.json", refused)
     return results(grid.path)
 
 
@@ -241,15 +287,31 @@ def _score_table(cell: Cell, epoch: int, scores: dict[str, Floats]) -> pa.Table:
     return pa.table(columns, schema=_SCORES)
 
 
-def _measure(cell: Cell, epoch: int, scores: dict[str, Floats]) -> Iterator[Measurement]:
-    held_out = cell.stats(epoch).select(cell.rows(cell.held_out))
+def _measure(
+    evidence: Evidence, attacks: Iterable[str], scores: dict[str, Floats], refused: dict[str, str]
+) -> Iterator[Measurement]:
+    """Perplexity and every attack whose evidence there is.
+
+    Args:
+        scores: receives the scores of each attack.
+        refused: receives why an attack has none, the first reason of each.
+    """
+    cell, epoch = evidence.cell, evidence.epoch
+    held_out = evidence.target.select(cell.rows(cell.held_out))
     ppl = perplexity(held_out, groups=cell.groups(cell.held_out))
     yield _row(cell, epoch, "", "perplexity", ppl, "ok")
     of_members, of_nonmembers = cell.groups("member"), cell.groups("nonmember")
     subjects = codes(of_members), codes(of_nonmembers)
-    for attack, score in scores.items():
-        ins, outs = cell.sides(score)
-        interval = auc(ins, outs, member_groups=of_members, nonmember_groups=of_nonmembers)
+    for attack in [name for name in attacks if evidence.available(name)]:
+        try:
+            score = evidence.score(attack)
+            ins, outs = cell.sides(score)
+            interval = auc(ins, outs, member_groups=of_members, nonmember_groups=of_nonmembers)
+        except (UsageError, InvalidAudit) as error:
+            refused.setdefault(attack, str(error))
+            yield _row(cell, epoch, attack, "auc", None, "refused")
+            continue
+        scores[attack] = score
         yield _row(cell, epoch, attack, "auc", interval, "ok")
         for metric, fpr in FALSE_POSITIVE_RATES.items():
             try:

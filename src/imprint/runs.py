@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from imprint.claim import claim
 from imprint.details import write_details
 from imprint.errors import ImprintError, UsageError
+from imprint.probes import measure_passes, missing_passes
 from imprint.progress import Progress
 from imprint.recipe import Plan, PlannedCell, RecipeLike, plan, read_recipe
 from imprint.records import Audit, prepare
@@ -57,6 +58,7 @@ def run(
     audits = prepare_audits(planned, store)
     with claim(store, planned):
         run_cells(planned, audits, store, runtime, progress)
+        measure_passes(planned, audits, store, runtime, progress)
         return finish(load_grid(store.path))
 
 
@@ -94,14 +96,15 @@ def predicted(
 def run_cells(planned: Plan, audits: dict[str, Audit], store: Store, runtime: Runtime, progress: Progress) -> None:
     """What is missing, model by model; what fails in one cell leaves the others alone, unless the request is wrong."""
     missing, base = [], None
-    for cell in planned.cells:
+    for cell in planned.trained:
         if store.cell(cell.spec.run_id).done:
             store.cell(cell.spec.run_id).drop_states(keep=0)  # a run killed in its last moment leaves one
-            progress.note(f"{cell.label}: already done")
+            if cell.spec.shadow is None:
+                progress.note(f"{cell.label}: already done")
         else:
             missing.append(cell)
     left = {cell.base for cell in missing}
-    unguarded = {c.base: c for c in planned.cells if c.base not in left and not store.gates(c.base).is_dir()}
+    unguarded = {c.base: c for c in planned.trained if c.base not in left and not store.gates(c.base).is_dir()}
     if not missing and not unguarded:
         return
     from imprint.cells import crews, score_base
@@ -117,7 +120,7 @@ def run_cells(planned: Plan, audits: dict[str, Audit], store: Store, runtime: Ru
     for crew in crews(missing, audits, store, device):
         base = base if base and base.serves(crew[0]) else Base.of(crew[0].located, crew[0].spec.model, runtime)
         progress.cells(
-            [cell.label for cell in crew], [planned.cells.index(cell) + 1 for cell in crew], len(planned.cells)
+            [cell.label for cell in crew], [planned.trained.index(cell) + 1 for cell in crew], len(planned.trained)
         )
         _together(crew, base, audits, store, progress)
 
@@ -179,8 +182,9 @@ def prepare_audits(planned: Plan, store: Store) -> dict[str, Audit]:
     from imprint.tuning.models import load_tokenizer
 
     audits: dict[str, Audit] = {}
-    for cell in planned.cells:
+    for cell in planned.trained:
         left = not store.cell(cell.spec.run_id).done or not store.gates(cell.base).is_dir()
+        left = left or bool(missing_passes(planned, cell, store))
         if left and cell.base not in audits:
             tokenizer = load_tokenizer(cell.located)
             audits[cell.base] = prepare(cell.pool, cell.spec.data, tokenizer)

@@ -18,6 +18,8 @@ from imprint.errors import UsageError, unknown
 MEASUREMENT_VERSION = 4
 """Raised whenever the code changes a number; old cells are then computed again."""
 
+_LATER = ("goldfish", "dp", "stop")
+"""Parts of the training that an identity holds only where they are asked for."""
 VIRTUAL_TOKEN_ROOM = 32
 """Positions of the context kept free for virtual tokens, so that every method sees the same texts."""
 
@@ -86,6 +88,11 @@ class DataSpec(Strict):
     """Records never tuned on, for perplexity (default 500)."""
     tune_on: int | None = Field(default=None, ge=1)
     """Records tuned on, where more are wanted than are scored (default: `members`)."""
+    auxiliary: int | None = Field(default=None, ge=1)
+    """Records kept apart for attacks that learn (`ensemble`, `camia`, `con_recall`): so many tuned on and so many never
+    tuned on, all scored, none evaluated."""
+    canaries: str | None = None
+    """A sealed file of `imprint canaries make`: its canaries are scored, and tuned on where its coin flips say so."""
     repeat: int = Field(default=1, ge=1)
     """Times that each member is tuned on per epoch; the records that `tune_on` adds beside them: once."""
     group: str | None = None
@@ -114,10 +121,32 @@ class DataSpec(Strict):
     alone, as most trainers do; both are counted. `refuse` stops."""
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """Draws the split (default: the recipe's seed). Give it where seeds shall differ in training alone."""
+    sealed: str = ""
+    """Seal of the canaries; filled in when the recipe is read."""
     tokenizer: str = ""
     """SHA-256 of a tokenizer or chat template that is not the model's own; filled in by an audit."""
     fingerprint: str = ""
     """SHA-256 of the records as read; filled in when the recipe is read."""
+
+
+class Privacy(Strict):
+    """Differentially private training (Abadi et al. 2016), through Opacus."""
+
+    epsilon: float = Field(gt=0)
+    """The ε that is spent over all epochs."""
+    delta: float | None = Field(default=None, gt=0, lt=1)
+    """The δ that goes with it (default: half of one over the number of tuned records)."""
+    clip: float = Field(default=1.0, gt=0)
+    """Norm to which each record's gradient is clipped."""
+
+
+class Stop(Strict):
+    """Early stopping on leakage."""
+
+    attack: str = "ref"
+    """The attack that is watched: one that needs no more than the scores of the model and its base."""
+    auc: float = Field(gt=0.5, le=1)
+    """Training ends after the first epoch whose AUC is above this; the cell ships the epoch before."""
 
 
 class TrainSpec(Strict):
@@ -137,6 +166,12 @@ class TrainSpec(Strict):
     """Decoupled weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient norm is clipped to this."""
+    goldfish: int | None = Field(default=None, ge=2)
+    """Leave one token in so many out of the loss, the same ones in every copy of a passage (Hans et al. 2024)."""
+    dp: Privacy | None = None
+    """Train with differential privacy: `{epsilon: 8}`."""
+    stop: Stop | None = None
+    """Stop when the records leak: `{attack: ref, auc: 0.6}`."""
 
 
 class MethodSpec(Strict):
@@ -178,7 +213,8 @@ class CellSpec(Strict):
         document["data"]["source"] = None
         for key in ("id", "format", "group", "subgroup"):  # already applied in the records that the fingerprint covers
             document["data"].pop(key)
-        for key in ("loss", "eos", "tokenizer"):  # part of it only where they are not as they always were
+        document["data"].pop("canaries")
+        for key in ("loss", "eos", "tokenizer", "auxiliary", "sealed"):  # only where they are not as they always were
             if document["data"][key] == DataSpec.model_fields[key].default:
                 document["data"].pop(key)
         return document
@@ -193,6 +229,15 @@ class RunSpec(CellSpec):
     """A cell that is tuned here."""
 
     train: TrainSpec
+    shadow: int | None = Field(default=None, ge=0)
+    """Number of a shadow model, which is tuned on a random half of the scored records instead of the members."""
+
+    def identity(self) -> dict[str, Any]:
+        document = super().identity()
+        document["train"] = {key: value for key, value in document["train"].items() if key not in _LATER or value}
+        if self.shadow is None:
+            document.pop("shadow")
+        return document
 
 
 class AuditSpec(CellSpec):

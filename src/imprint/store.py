@@ -3,6 +3,7 @@
     <out>/recipe.yaml                       the recipe as given
     <out>/recipe.lock.json                  the cells it stands for: run ids and specs
     <out>/base/<key>/                       records.parquet, stats.parquet, meta.json: the untouched model, once
+    <out>/base/<key>/passes/, cells/<run_id>/passes/    evidence that took passes of its own, by kind and epoch
     <out>/base/<key>/gates/                 what the validity gates need besides (`controls.py`)
     <out>/cells/<run_id>/spec.json
     <out>/cells/<run_id>/epochs/03/         stats.parquet, meta.json; adapter/ (last epoch, and the one of best
@@ -32,6 +33,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from imprint.errors import ImprintError, UsageError
 from imprint.types import TokenStats
@@ -132,6 +134,19 @@ def read_stats(path: Path) -> TokenStats:
     offsets = np.asarray(lists["tokens"].offsets, dtype=np.int64)
     rows = {name: column.values.to_numpy(zero_copy_only=False) for name, column in lists.items()}
     return TokenStats(ids=np.array(table.column("id").to_pylist(), dtype=np.str_), offsets=offsets, **rows)
+
+
+def read_losses(path: Path) -> NDArray[np.float64]:
+    """[N] mean negative log-likelihood of the records of a file of `write_stats`, without reading the rest of it."""
+    try:
+        column = pq.read_table(path, columns=["logp"]).column("logp").combine_chunks()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ImprintError(
+            f"{path} cannot be read ({error}): delete its folder and run the same command again"
+        ) from None
+    offsets = np.asarray(column.offsets, dtype=np.int64)
+    logp = column.values.to_numpy(zero_copy_only=False).astype(np.float64)
+    return np.asarray(-np.add.reduceat(logp, offsets[:-1]) / np.diff(offsets))
 
 
 def checksum(path: Path) -> str:

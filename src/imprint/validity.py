@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from imprint.attacks import evidence_needed
+from imprint.attacks import evidence_needed, one_pass
+from imprint.evidence import TUNED_ONLY
 from imprint.gates.judge import (
     Gate,
     Groups,
@@ -49,7 +50,7 @@ def gates_of(cell: Cell, attacks: Sequence[str], budget: float | None = None) ->
     if not (cell.base / "stats.parquet").exists():
         names = ("base control", "blind baseline", "overlap", "power", "positive control")
         return [missing(name, "The base was never scored.") for name in names]
-    free = [name for name in dict.fromkeys(("loss", *attacks)) if "reference" not in evidence_needed(name)]
+    free = [name for name in dict.fromkeys(("loss", *attacks)) if not {*evidence_needed(name)} & {*TUNED_ONLY}]
     scores = {name: cell.sides(found) for name, found in cell.scores(0, free).items()}
     groups = list(cell.groups("member")), list(cell.groups("nonmember"))
     found = [
@@ -93,5 +94,5 @@ def _positive(cell: Cell, attacks: Sequence[str]) -> Gate:
     place = {key: n for n, key in enumerate(cell.records["id"])}
     rows = np.array([place[key] for key in target.ids])
     member = (cell.records["role"].to_numpy() == "member")[rows]
-    scores = cell.scored(target, attacks, rows)
+    scores = cell.scored(target, one_pass(attacks) or ["loss"], rows)
     return positive_control({name: (found[member], found[~member]) for name, found in scores.items()})

@@ -17,8 +17,9 @@ from imprint.claim import check_folder
 from imprint.data.given import Records
 from imprint.data.pool import local_path
 from imprint.errors import UsageError
+from imprint.passes.spec import EvidenceSpec
 from imprint.progress import Progress
-from imprint.recipe import attack_names, checked_budget
+from imprint.recipe import attack_names, check_attacks, checked_budget
 from imprint.release import Release, release
 from imprint.rows import load_grid
 from imprint.runs import finish
@@ -71,6 +72,7 @@ def audit(
     loss: str = "auto",
     template: str | Path | None = None,
     attacks: Sequence[str] | None = None,
+    evidence: Mapping[str, Any] | None = None,
     budget: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     id_key: str | Path | None = None,
@@ -90,10 +92,11 @@ def audit(
         adapter: folders, or patterns such as `out/checkpoint-*`; each may hold an adapter or a whole model.
         reference: what the tuned model is compared with (default: the same weights with the adapter off).
         data: keys of a recipe's `data`: `format`, `loss`, `eos`, `max_length`, `overlong`, `group`, `subgroup`, `id`,
-            `members`, `nonmembers` (at most so many, default 2,000 each), `seed`.
+            `members`, `nonmembers` (at most so many, default 2,000 each), `auxiliary`, `seed`.
         loss: which tokens it was trained on: `target`, `all`, or `auto`: found out from what tuning changed.
         template: file with the chat template of the training, where the tokenizer has none or another one.
-        attacks: names (default: all).
+        attacks: names, or `module:function` for one's own (default: all that need no more than one pass).
+        evidence: keys of a recipe's `evidence`, for attacks that need more passes.
         budget: `{"auc": 0.55}`, as in a recipe.
         out: output folder (default: none is kept).
         id_key: file with the key that hides ids (default: beside the folder, `<out>.key`; made where there is none).
@@ -115,9 +118,11 @@ def audit(
     if not isinstance(members, str | os.PathLike) and not hasattr(members, "column_names"):
         members = list(members)  # looked at twice
     names, runtime = attack_names(None if attacks is None else list(attacks)), runtime or Runtime()
+    passes = validated(EvidenceSpec, dict(evidence or {}), "evidence")
     limits = checked_budget(budget, names) if budget else None
     asked = {**(data or {}), **({} if loss == "auto" else {"loss": loss})}
     pool, spec = read_records(_data_spec(asked, members), members, nonmembers)
+    check_attacks(names, spec, shadows=None)
     with _folder(out) as folder:
         check_folder(Store(folder))
         key_file = Path(id_key).expanduser() if id_key else key_beside(folder)
@@ -134,7 +139,7 @@ def audit(
                 reference if reference is None or isinstance(reference, nn.Module) else load_beside(reference, model)
             )
             ready = prepare_live(model, tokenizer, pool, spec, key, below, runtime.token_budget, show_text, loss=loss)
-            write = partial(audit_live, model, ready)
+            write = partial(audit_live, model, ready, tokenizer=tokenizer, progress=progress or Progress())
         else:
             from imprint.auditing.folders import audit_folders, prepare_folders
             from imprint.auditing.target import find_target
@@ -151,7 +156,7 @@ def audit(
         document: dict[str, Any] = {"audit": _named(model), "adapter": _names(adapter), "reference": _named(reference)}
         document |= {"members": _named(members), "nonmembers": _named(nonmembers), "data": dict(data or {})}
         document |= {"loss": f"on {ready.span}" if ready.span else how, "attacks": list(names)}
-        write(folder, attacks=names, budget=limits, document=document)
+        write(folder, attacks=names, budget=limits, document=document, passes=passes)
         grid = load_grid(folder)
         frame = finish(grid)
         return Audited(frame, release(grid, frame), Path(out) if out else None)
@@ -159,7 +164,7 @@ def audit(
 
 def _data_spec(given: Mapping[str, Any], members: Records) -> DataSpec:
     """How the records are read; cut as most trainers cut unless something else is asked for."""
-    for key in ("source", "split", "validation", "tune_on", "repeat", "tokenizer", "fingerprint"):
+    for key in ("source", "split", "validation", "tune_on", "repeat", "canaries", "sealed", "tokenizer", "fingerprint"):
         if key in given:
             raise UsageError(f"data.{key}: an audit has its records from `members` and `nonmembers`; leave it out")
     name = Path(members).name if isinstance(members, str | os.PathLike) else "records"

@@ -15,6 +15,7 @@ from imprint.auditing.span import Span, trained_span
 from imprint.auditing.target import Target, Tuned, has_tokenizer
 from imprint.data import Pool, resolve_sizes
 from imprint.errors import ModelError, UsageError
+from imprint.passes.spec import EvidenceSpec
 from imprint.progress import Progress
 from imprint.recipe import AnyCell, default_length
 from imprint.records import Audit, prepare
@@ -122,6 +123,7 @@ def audit_folders(
     attacks: Sequence[str],
     budget: Budget | None,
     document: dict[str, Any],
+    passes: EvidenceSpec,
     progress: Progress,
 ) -> None:
     """Score what has not been scored yet, and write it.
@@ -130,21 +132,28 @@ def audit_folders(
         UsageError: the output folder belongs to something else.
         ImprintError: scores are not finite.
     """
-    with open_ledger(out, ready.cell, ready.audit, attacks, budget, document) as ledger:
+    with open_ledger(out, ready.cell, ready.audit, attacks, budget, document, passes) as ledger:
         check_texts(ledger)
         done = check_same(ledger, [one.fingerprint for one in ready.target.tuned])
-        left = ready.target.tuned[done:]
-        if not left and ledger.folder.done and ledger.has_base:
+        left = [n for n in range(1, len(ready.target.tuned) + 1) if n > done or ledger.missing_passes(n)]
+        if not left and ledger.folder.done and ledger.has_base and not ledger.missing_passes(0):
             return progress.note("already done")
         ledger.reopen()
         progress.cells([ready.cell.label], [1], 1)
         progress.base(ready.cell.label, ledger.measure_base(ready.compared), ready.audit)
         if not ready.audit.private:
             ledger.write_texts(ready.tokenizer)
-        for one in left:
-            stats, cost, sizes = score_tuned(one, ready.base, ready.audit, progress)
-            ledger.write(stats, one.name, cost, fingerprint=one.fingerprint, **sizes)
-            progress.checkpoint(ready.cell.label, one.name, stats, ready.audit)
+        memo: dict[str, Any] = {}
+        further = ready.tokenizer, ready.base.budget, memo, progress
+        ledger.measure_passes(0, ready.compared.model, *further)
+        for number in left:
+            one = ready.target.tuned[number - 1]
+            model = _load(one, ready.base)
+            if number > done:
+                stats, cost, sizes = _scored(model, one, ready.base, ready.audit, progress)
+                ledger.write(stats, one.name, cost, fingerprint=one.fingerprint, **sizes)
+                progress.checkpoint(ready.cell.label, one.name, stats, ready.audit)
+            ledger.measure_passes(number, model, *further)
         finish(ledger.folder)
 
 
@@ -152,10 +161,15 @@ def score_tuned(
     one: Tuned, base: Base, audit: Audit, progress: Progress
 ) -> tuple[TokenStats, dict[str, Any], dict[str, int]]:
     """Load a checkpoint and score it: its scores, what they cost, and its tuned and all parameters."""
+    return _scored(_load(one, base), one, base, audit, progress)
+
+
+def _scored(
+    model: nn.Module, one: Tuned, base: Base, audit: Audit, progress: Progress
+) -> tuple[TokenStats, dict[str, Any], dict[str, int]]:
     from imprint.engine.costs import measured_scoring
     from imprint.engine.forward import forward_of
 
-    model = _load(one, base)
     started = time.perf_counter()
     forward = forward_of(model)
     stats = audit.stats(model, base.budget, progress.scored, forward)

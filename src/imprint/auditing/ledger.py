@@ -18,6 +18,9 @@ from imprint.cells import broken, score_base
 from imprint.claim import claim
 from imprint.controls import measure_controls
 from imprint.errors import ImprintError, UsageError
+from imprint.passes.spec import EvidenceSpec
+from imprint.probes import Missing, measure, missing
+from imprint.progress import Progress
 from imprint.recipe import AnyCell, AnyPlan
 from imprint.records import Audit
 from imprint.spec import AuditSpec, Budget, content_key
@@ -25,6 +28,8 @@ from imprint.store import CellFolder, Store, atomic_folder, write_json, write_st
 from imprint.types import TokenStats
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from imprint.tuning.base import Base
 
 
@@ -33,8 +38,12 @@ class Ledger:
     """An audit that is being written."""
 
     store: Store
-    cell: AnyCell
+    planned: AnyPlan
     audit: Audit
+
+    @property
+    def cell(self) -> AnyCell:
+        return self.planned.cells[0]
 
     @property
     def folder(self) -> CellFolder:
@@ -83,6 +92,18 @@ class Ledger:
             write_json(path / "meta.json", meta)
         return number
 
+    def missing_passes(self, number: int) -> list[Missing]:
+        """Evidence that takes passes of its own and is not there yet, of a checkpoint; of the base for 0."""
+        return missing(self.planned, self.cell, self.store, [number] if number else [], base=number == 0)
+
+    def measure_passes(
+        self, number: int, model: nn.Module, tokenizer: Any, budget: int, memo: dict[str, Any], progress: Progress
+    ) -> None:
+        """Measure it, on the checkpoint at hand."""
+        if todo := self.missing_passes(number):
+            progress.note(f"{self.cell.label}: further passes over {f'checkpoint {number}' if number else 'the base'}")
+            measure(todo, model, self.cell, self.audit, tokenizer, budget, self.planned.passes, memo, progress.note)
+
     def reopen(self) -> None:
         """More checkpoints are to come."""
         (self.folder.path / "done.json").unlink(missing_ok=True)
@@ -103,19 +124,27 @@ def base_key(spec: AuditSpec) -> str:
 
 @contextmanager
 def open_ledger(
-    out: Path, cell: AnyCell, audit: Audit, attacks: Sequence[str], budget: Budget | None, document: dict[str, Any]
+    out: Path,
+    cell: AnyCell,
+    audit: Audit,
+    attacks: Sequence[str],
+    budget: Budget | None,
+    document: dict[str, Any],
+    passes: EvidenceSpec | None = None,
 ) -> Iterator[Ledger]:
     """Hold the folder and make it this audit's own.
 
     Args:
         document: what was asked for, for the report's annex.
+        passes: how the evidence is made that takes passes of its own.
 
     Raises:
         UsageError: the folder belongs to something else, is in use, or cannot be written.
     """
     store = Store(out)
-    with claim(store, AnyPlan(document, (cell,), tuple(attacks), budget)):
-        ledger = Ledger(store, cell, audit)
+    planned = AnyPlan(document, (cell,), tuple(attacks), budget, passes or EvidenceSpec())
+    with claim(store, planned):
+        ledger = Ledger(store, planned, audit)
         write_json(ledger.folder.path / "spec.json", cell.spec.model_dump(mode="json"))
         yield ledger
 

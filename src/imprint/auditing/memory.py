@@ -31,6 +31,8 @@ from imprint.data import Pool, resolve_sizes
 from imprint.engine.costs import measured_scoring
 from imprint.engine.forward import forward_of
 from imprint.errors import UsageError
+from imprint.passes.spec import EvidenceSpec
+from imprint.progress import Progress
 from imprint.recipe import AnyCell, default_length
 from imprint.records import Audit, prepare
 from imprint.scoring.score import token_stats
@@ -165,6 +167,9 @@ def audit_live(
     attacks: Sequence[str],
     budget: Budget | None,
     document: dict[str, Any],
+    passes: EvidenceSpec,
+    tokenizer: Any,
+    progress: Progress,
 ) -> None:
     """Score the base and the model as it is now, and write both.
 
@@ -173,10 +178,13 @@ def audit_live(
         ImprintError: scores are not finite.
     """
     fingerprint = weights_fingerprint(model)
-    with open_ledger(out, live.cell, live.audit, attacks, budget, document) as ledger, undisturbed(model):
+    with open_ledger(out, live.cell, live.audit, attacks, budget, document, passes) as ledger, undisturbed(model):
         score_base(live.cell, live.audit, live.base, ledger.store)
         ledger.measure_base(for_controls(live.base))
         if not check_same(ledger, [fingerprint]):
             stats, cost = score_live(model, live.audit.scored, live.base.budget)
             ledger.write(stats, "in memory", cost, fingerprint=fingerprint, **sizes_of(model, live.base))
+        memo: dict[str, Any] = {}
+        for number, one in ((0, live.base.model), (1, model)):
+            ledger.measure_passes(number, plain_copy(one), tokenizer, live.base.budget, memo, progress)
         finish(ledger.folder)

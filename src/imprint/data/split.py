@@ -3,7 +3,7 @@
 Duplicates go first, since a text on both sides makes a leak look like none; then either all records are divided by
 the seed, whole groups at a time, or the source's own parts are taken, or those that the records themselves name. The
 result depends on the pool's content, the numbers asked for and the seed alone; who is scored does not depend on
-`tune_on`.
+`tune_on` or `auxiliary`.
 """
 
 from __future__ import annotations
@@ -54,14 +54,18 @@ def resolve_sizes(spec: DataSpec, pool: Pool) -> DataSpec:
     if spec.split != "random":
         _check_parts(pool, spec.split)
         have = {side: len(pool.parts.get(part, ())) for side, part in PARTS[spec.split].items()}
+        for side in ("members", "nonmembers"):
+            have[side] = max(have[side] - (spec.auxiliary or 0), 0)
         wish = DEFAULTS | pool.paper if spec.split == "official" else dict.fromkeys(SIDES, GIVEN_MOST)
         sizes = {side: min(wish[side], have[side]) for side in SIDES}
         tuned = min(pool.paper.get("tune_on", 0), have["members"])
     sizes = {side: getattr(spec, side) or sizes[side] for side in SIDES}
-    tune_on = spec.tune_on or max(sizes["members"], tuned)
-    if tune_on < sizes["members"]:
+    least = sizes["members"] + (spec.auxiliary or 0)
+    tune_on = spec.tune_on or max(least, tuned)
+    if tune_on < least:
+        beside = f" and `auxiliary: {spec.auxiliary}`" if spec.auxiliary else ""
         raise DataError(
-            f"`tune_on: {tune_on}` is less than `members: {sizes['members']}`, and every member is tuned on; "
+            f"`tune_on: {tune_on}` is less than `members: {sizes['members']}`{beside}, and every member is tuned on; "
             "raise `tune_on` or lower `members`."
         )
     return spec.model_copy(update={**sizes, "validation": sizes["validation"] or None, "tune_on": tune_on})
@@ -97,13 +101,22 @@ def make_split(pool: Pool, spec: DataSpec, seed: int, usable: Usable = lambda e:
     order = _shuffled_groups if spec.split == "given" else _shuffled
     queues = {side: iter(order(sides[side], rng)) for side in SIDES}
     drawn = {side: _draw(queues[side], want[side], usable, dropped) for side in SIDES}
-    beside = queues["members"] if parts else _left_to_tune_on(queues, drawn, rng)
-    extra = _draw(beside, (spec.tune_on or 0) - want["members"], usable, dropped)
-    have = {side: len(drawn[side]) for side in SIDES} | {"tune_on": len(drawn["members"]) + len(extra)}
+    count = spec.auxiliary or 0
+    left = queues["members"] if parts else _left_to_tune_on(queues, drawn, rng)
+    out: list[_Record] = []
+    if count:
+        evaluated, rest = drawn["members"] + drawn["nonmembers"], list(left)
+        out = _draw(_apart(list(queues["nonmembers"]) if parts else rest, evaluated), count, usable, dropped)
+        left = _others_first(rest, evaluated, out)
+    known = _draw(left, count, usable, dropped)
+    extra = _draw(left, (spec.tune_on or 0) - want["members"] - count, usable, dropped)
+    have = {side: len(drawn[side]) for side in SIDES} | {"auxiliary": min(len(known), len(out))}
+    have["tune_on"] = len(drawn["members"]) + len(known) + len(extra)
     for option, size in have.items():
         _check_size(pool, spec, option, size, len(records), dropped)
+    drawn |= {"extra": extra, "auxiliary_in": known, "auxiliary_out": out}
     return Split(
-        **{side: tuple(r.example for r in found) for side, found in (drawn | {"extra": extra}).items()},
+        **{side: tuple(r.example for r in found) for side, found in drawn.items()},
         dropped={reason: dropped[reason] for reason in sorted(dropped) if dropped[reason]},
     )
 
@@ -179,6 +192,18 @@ def _left_to_tune_on(
     return iter(_shuffled([r for side in SIDES for r in queues[side] if r.group not in apart], rng))
 
 
+def _apart(records: list[_Record], others: list[_Record]) -> Iterator[_Record]:
+    """Those that share no group with `others`, which are not among them either."""
+    groups = {record.group for record in others}
+    return (record for record in records if record.group not in groups)
+
+
+def _others_first(records: list[_Record], last: list[_Record], never: list[_Record]) -> Iterator[_Record]:
+    """Those that share no group with `never`, the ones that share one with `last` behind the others."""
+    groups = {record.group for record in last}
+    return iter(sorted(_apart(records, never), key=lambda record: record.group in groups))
+
+
 def _shuffled(items: list[T], rng: np.random.Generator) -> list[T]:
     """In a random order from plain uniform draws, whose sequence numpy does not change, unlike its shuffles'."""
     return [items[n] for n in np.argsort(rng.random(len(items)), kind="stable")]
@@ -220,6 +245,7 @@ def _check_size(pool: Pool, spec: DataSpec, option: str, have: int, total: int, 
     if have >= want or (have > 0 and (at_most or want in _all_there_is(pool, spec, option))):
         return
     called = {"nonmembers": "non-members", "validation": "validation records", "tune_on": "records to tune on"}
+    called["auxiliary"] = "auxiliary records on each side"
     asked = f"{want} {called.get(option, option)}"
     left = f"{total} of {len(pool)} records are left after filtering, and {have} usable ones fall to that side"
     raise DataError(f"{pool.name}: {asked} asked for; {left}; lower `{option}` or bring more data.")

@@ -18,6 +18,7 @@ from imprint.report.costs import costs_table
 from imprint.report.notes import all_notes
 from imprint.report.pages import page_table, style, template, write_page
 from imprint.report.panels import Panels, about_curves, curve_panels, density_panels, frontier_panels, worth_drawing
+from imprint.report.proven import proven
 from imprint.report.readings import Curve, curves
 from imprint.report.tables import Row, summary
 from imprint.report.terms import audited, terms
@@ -68,7 +69,9 @@ def _content(grid: Grid, frame: pd.DataFrame) -> dict[str, Any]:
         "frontier": [_marked(panels) for panels in frontier_panels(grid, measured)] if drawn else [],
         "curves_note": about_curves(grid, measured),
         "curves": [_marked(panels) for panels in curve_panels(grid, measured)] if drawn else [],
-        "sections": [_section(one) for one in sections(grid, measured, shut, _MOST, texts=True)],
+        "sections": [
+            _section(one) for one in [*sections(grid, measured, shut, _MOST, texts=True), *proven(grid, shut)]
+        ],
         "densities": [_marked(panels) for panels in density_panels(grid, measured)],
         "records": annex.records_table(grid),
         **(_audit_annex(grid) if audited(grid) else _run_annex(grid, rows)),

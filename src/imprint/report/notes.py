@@ -11,6 +11,7 @@ from imprint.report.readings import LIMITS, needs_reference
 from imprint.report.tables import Row, by_base, places
 from imprint.report.terms import Terms, terms
 from imprint.rows import Cell, Grid
+from imprint.store import read_json
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,28 @@ class Records:
 
 def all_notes(grid: Grid, rows: Sequence[Row]) -> list[str]:
     """Everything that belongs under the summary, a sentence or two each."""
-    return [*reasons(rows, terms(grid)), *budget_note(grid), *fixed_note(grid.attacks), *record_notes(grid)]
+    return [
+        *reasons(rows, terms(grid)),
+        *refused_note(grid),
+        *budget_note(grid),
+        *fixed_note(grid.attacks),
+        *record_notes(grid),
+    ]
+
+
+def refused_note(grid: Grid) -> list[str]:
+    """Why an attack has no number somewhere."""
+    file = grid.path / "refused.json"
+    refused: dict[str, str] = read_json(file) if file.exists() else {}
+    return [
+        f"{words.clean(attack)} is refused: {words.clean(reason).rstrip('.')}." for attack, reason in refused.items()
+    ]
 
 
 def reasons(rows: Iterable[Row], called: Terms) -> list[str]:
     """One sentence for each cell that is not done, or that never became better than the base."""
     cells = {row.run_id: row for row in rows if row.run_id is not None}.values()
-    told = [row for row in cells if row.status != "done" or _useless(row)]
+    told = [row for row in cells if row.status != "done" or row.reason or _useless(row)]
     return [f"{called.whole or name(row)}: {state(row, called)}." for row in told]
 
 

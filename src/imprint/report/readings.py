@@ -10,6 +10,7 @@ from functools import cached_property
 import pandas as pd
 
 from imprint.attacks import ATTACKS, evidence_needed
+from imprint.evidence import BASE_KNOWS_NOTHING
 from imprint.rows import Cell, Grid
 from imprint.types import Interval
 
@@ -24,7 +25,7 @@ def needs_reference(attack: str) -> bool:
     >>> needs_reference("ref"), needs_reference("loss")
     (True, False)
     """
-    return attack in ATTACKS and "reference" in evidence_needed(attack)
+    return attack in ATTACKS and bool({*evidence_needed(attack)} & {*BASE_KNOWS_NOTHING})
 
 
 @dataclass(frozen=True)

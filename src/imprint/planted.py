@@ -1,0 +1,81 @@
+"""What the canaries in a run prove: one training, and coins that decided what went into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imprint.errors import ImprintError
+from imprint.evidence import Evidence
+from imprint.measures import auc
+from imprint.measures.epsilon import OneRun, one_run_audit
+from imprint.rows import Cell
+from imprint.types import Floats, Interval
+
+
+@dataclass(frozen=True)
+class Planted:
+    """The canaries of a cell that are told equally often, those that its coins left out among them.
+
+    Attributes:
+        epoch: of the model that was asked.
+        copies: of each canary that is in.
+        canaries: how many there are, in and out.
+        auc: of those in against those out, by what tuning gained on them; None where that cannot be said.
+        found: the lower bound on ε that holds for `copies` records together; None where that cannot be said.
+        claimed: the ε of one record that training claimed to spend, None where it claimed none.
+        reason: why something cannot be said, else empty.
+    """
+
+    epoch: int
+    copies: int
+    canaries: int
+    auc: Interval | None
+    found: OneRun | None
+    claimed: float | None
+    reason: str = ""
+
+    @property
+    def epsilon(self) -> float | None:
+        """Of one record: what holds for k copies together is at most k times as much (group privacy, for δ = 0)."""
+        if self.found is None or (self.found.delta and self.copies > 1):
+            return None
+        return self.found.epsilon / self.copies
+
+
+def planted(cell: Cell) -> list[Planted]:
+    """What the canaries of the last finished epoch prove, those told least often first; empty where there are none.
+
+    A score is what tuning gained on a canary in nats, less the mean gain of its family told as often, in or out: what
+    they have in common is no sign of any of them, and a mean over both knows nothing of the coins.
+    """
+    if not cell.epochs or "repetitions" not in cell.records or not cell.role_in("canary_in", "canary_out").any():
+        return []
+    gain = Evidence(cell, cell.epochs).score("ref") * cell.records["scored_tokens"].to_numpy()
+    return list(_by_copies(cell, gain))
+
+
+def _by_copies(cell: Cell, gain: Floats) -> Iterator[Planted]:
+    copies = cell.records["repetitions"].to_numpy(np.float64, na_value=0.0)
+    families = cell.records["family"].to_numpy()
+    inside, spent = cell.role_in("canary_in"), cell.folder.meta(cell.epochs).get("privacy") or {}
+    for count in np.unique(copies[copies > 0]):
+        rows = copies == count
+        scores, coins = _centred(gain[rows], families[rows]), inside[rows]
+        interval, found, reason = None, None, ""
+        try:
+            interval = auc(scores[coins], scores[~coins])
+            found = one_run_audit(scores, coins, delta=spent.get("delta", 0.0))
+        except ImprintError as error:
+            reason = str(error)
+        yield Planted(cell.epochs, int(count), int(rows.sum()), interval, found, spent.get("epsilon"), reason)
+
+
+def _centred(gain: Floats, families: NDArray[Any]) -> Floats:
+    _, of = np.unique(families.astype(str), return_inverse=True)
+    means = np.bincount(of.reshape(-1), gain) / np.bincount(of.reshape(-1))
+    return np.asarray(gain - means[of.reshape(-1)], np.float64)
