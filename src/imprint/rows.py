@@ -34,6 +34,7 @@ from imprint.store import (
 from imprint.types import Floats, Interval, Measurement, TokenStats
 
 STATS = "stats.parquet"
+_NOBODY = np.zeros(0, np.intp)
 FALSE_POSITIVE_RATES = {"tpr_at_10pct_fpr": 0.1, "tpr_at_1pct_fpr": 0.01, "tpr_at_0.1pct_fpr": 0.001}
 _SCORES = pa.schema(
     [
@@ -171,14 +172,24 @@ class Cell:
 
     def rows(self, role: str) -> NDArray[np.intp]:
         """Positions of the records of a role within the evidence (`member`, `nonmember`, `validation`, …)."""
-        return np.flatnonzero(self.role_in(role))
+        return self._of_role.get(role, _NOBODY)
 
     def role_in(self, *roles: str) -> NDArray[np.bool_]:
         """[N] whether a record has one of these roles."""
-        return np.isin(self.records["role"].to_numpy().astype(str), roles)
+        return np.isin(np.arange(len(self.records)), np.concatenate([self.rows(role) for role in roles]))
+
+    @cached_property
+    def _of_role(self) -> dict[str, NDArray[np.intp]]:
+        roles = self.records["role"].to_numpy().astype(str)
+        return {role: np.flatnonzero(roles == role) for role in np.unique(roles).tolist()}
 
     def groups(self, role: str) -> NDArray[Any]:
-        return self.records["group"].to_numpy()[self.rows(role)]
+        return self._groups[self.rows(role)]
+
+    @cached_property
+    def _groups(self) -> NDArray[Any]:
+        groups: NDArray[Any] = self.records["group"].to_numpy()
+        return groups
 
     def losses(self, epoch: int) -> tuple[Floats, Floats]:
         """Mean negative log-likelihood of members and of non-members, nats per token."""
