@@ -69,6 +69,31 @@ An attack names what it needs in its parameters. Evidence is measured once and k
 """
 
 
+OWN = """
+## Your own
+
+An attack is a function. Its parameters without a default name the evidence that it wants; those with one are options.
+
+```python
+# my_attacks.py, in a folder that Python finds: installed, or named in PYTHONPATH
+import numpy as np
+
+
+def first_tokens(target, reference, count: int = 8):
+    \"\"\"What tuning gained on the first tokens of a text. Higher = more likely a member.\"\"\"
+    gain_R = target.logp - reference.logp  # all scored tokens of all N records, one record after the other
+    starts, ends = target.offsets[:-1], target.offsets[1:]
+    return np.array([gain_R[a : min(a + count, b)].mean() for a, b in zip(starts, ends)])  # [N]
+```
+
+`attacks: [loss, ref, "my_attacks:first_tokens"]` in a recipe, `--attacks ref,my_attacks:first_tokens` in an audit, and
+`imprint.run` and `imprint.audit` alike: its AUC, intervals, gates, report and budget are those of any other. Whatever
+extra passes its evidence takes are made; what a recipe does not provide is refused before anything is trained. A record
+whose score is NaN is counted, and the attack refused. `imprint.attacks.run_attack(function, target=…, reference=…)`
+tries it on evidence at hand (`imprint.attacks.worked` has two texts).
+"""
+
+
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [_row(head), "|---" * len(list(head)) + "|"]
     return "\n".join([*lines, *(_row(row) for row in rows)])
@@ -110,7 +135,7 @@ def text() -> str:
     parts += [f"\n{GROUPS[module]}" for module in modules]
     rows = ([f"`{name}`", piece.what, piece.passes] for name, piece in EVIDENCE.items())
     parts += [EVIDENCE_HEAD, table(["evidence", "what an attack receives", "passes"], rows)]
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, OWN])
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from imprint.attacks import DEFAULT_ATTACKS
+from imprint.passes.spec import EvidenceSpec
 from imprint.recipe import Recipe
-from imprint.spec import Budget, Columns, DataSpec, ModelSpec, Source, TrainSpec
+from imprint.spec import Budget, Columns, DataSpec, ModelSpec, Privacy, Source, Stop, TrainSpec
 from imprint.tuning.methods import METHODS
 
 OUT = Path(__file__).parent.parent / "docs" / "recipe.md"
-HIDDEN = ("fingerprint", "tokenizer")  # filled in by the plan
+HIDDEN = ("fingerprint", "sealed", "tokenizer")  # filled in by the plan
 
 HEAD = """# The keys of a recipe
 
@@ -26,10 +28,12 @@ On the command line `--set KEY=VALUE` overrides a key, values being YAML: `--set
 `--set method=[head,lora]`.
 """
 
-TAIL = """## attacks
+TAIL = f"""## attacks
 
-A list of names, `loss, ref, zlib, min_k, min_k_plus, ratio` (default: all). They are arithmetic on stored evidence:
-adding one to a finished recipe takes seconds.
+A list of names, or of `module:function` for your own; [attacks.md](attacks.md) has all of them and what they need. By
+default `{", ".join(DEFAULT_ATTACKS)}`: arithmetic on the scores that every run stores, so that adding one to a finished
+recipe takes seconds. Others take passes of their own (`evidence`) over the weights that are kept, those of the last
+epoch and of the best, records set apart (`data.auxiliary`), or `shadows`.
 """
 
 
@@ -39,7 +43,7 @@ def table(kind: type[BaseModel]) -> str:
         if name in HIDDEN:
             continue
         default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
-        lines.append(f"| `{name}` | {default} | {(field.description or '').strip()} |")
+        lines.append(f"| `{name}` | {default} | {' '.join((field.description or '').split())} |")
     return "\n".join(lines)
 
 
@@ -56,6 +60,9 @@ def text() -> str:
         ("data.source", Source),
         ("data.format, as a mapping", Columns),
         ("train", TrainSpec),
+        ("train.dp", Privacy),
+        ("train.stop", Stop),
+        ("evidence", EvidenceSpec),
         ("budget", Budget),
     ):
         parts += [f"\n## {title}\n", table(kind)]

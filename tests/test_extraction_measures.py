@@ -21,10 +21,8 @@ from imprint.measures import (
     edit_distance,
     extractable,
     extraction,
-    log10_tries,
     longest_run,
     normalised_edit_distance,
-    suffix_evidence,
     tries_needed,
 )
 from imprint.measures.tpr import clopper_pearson
@@ -96,13 +94,11 @@ def test_tries_invert_the_probability():
         tries = tries_needed(log_p, probability)
         enough = tries >= 1
         np.testing.assert_allclose(extraction_probability(log_p[enough], tries[enough]), probability, rtol=1e-9)
-        np.testing.assert_allclose(10 ** log10_tries(log_p, probability), tries, rtol=1e-9)
 
 
 def test_tries_beyond_floats():
     assert float(tries_needed(-600.0, 0.5)) == pytest.approx(math.log(2) * math.exp(600.0), rel=1e-9)
     assert math.isinf(float(tries_needed(-1000.0, 0.5)))
-    assert float(log10_tries(-1000.0, 0.5)) == pytest.approx((1000 + math.log(math.log(2))) / math.log(10))
 
 
 @pytest.mark.parametrize(
@@ -126,48 +122,6 @@ def test_extractable_at_its_threshold():
     log_p = np.log([1e-3, 1e-3, 1e-5])
     assert extractable(log_p, 1000, 0.63).tolist() == [True, True, False]
     assert extractable(log_p, 1000, 0.64).tolist() == [False, False, False]
-
-
-# ---- suffixes
-
-
-def test_suffixes_equal_a_loop():
-    stats = stats_of([1, 12, 5, 8, 30, 7, 0 + 8])
-    found = suffix_evidence(stats, suffix=5, prefix=3)
-    assert found.rows.tolist() == [1, 3, 4, 6]  # at least eight scored tokens
-    for k, n in enumerate(found.rows):
-        last = slice(stats.offsets[n + 1] - 5, stats.offsets[n + 1])
-        assert found.log_p[k] == pytest.approx(sum(float(one) for one in stats.logp[last]), rel=1e-12)
-        assert found.greedy[k] == all(stats.top[last])
-
-
-def test_greedy_needs_every_token_of_the_suffix_and_no_other():
-    stats = stats_of([4, 4, 4])
-    top = np.array([0, 0, 1, 1, 1, 1, 0, 1, 1, 1, 1, 0], bool)
-    stats = TokenStats(stats.ids, stats.offsets, stats.tokens, stats.logp, stats.mean, stats.std, top)
-    assert suffix_evidence(stats, 2, 2).greedy.tolist() == [True, False, False]
-    assert suffix_evidence(stats, 1, 3).greedy.tolist() == [True, True, False]
-
-
-def test_too_short_records_have_no_suffix():
-    found = suffix_evidence(stats_of([1, 3]), suffix=3, prefix=1)
-    assert (found.rows.shape, found.log_p.shape, found.greedy.shape) == ((0,), (0,), (0,))
-    assert suffix_evidence(stats_of([1, 3]), suffix=1, prefix=0).rows.tolist() == [0, 1]
-
-
-def test_nan_is_told():
-    stats = stats_of([4, 4, 4])
-    stats.logp[7] = np.nan
-    with pytest.raises(DataError, match="1 of 3 suffixes have a log-probability of NaN"):
-        suffix_evidence(stats, 2, 2)
-    stats.logp[7], stats.logp[4] = -1.0, np.nan  # a token that is no part of the suffix
-    assert np.isfinite(suffix_evidence(stats, 2, 2).log_p).all()
-
-
-@pytest.mark.parametrize(("suffix", "prefix"), [(0, 5), (-1, 5), (5, -1)])
-def test_suffixes_that_cannot_be(suffix, prefix):
-    with pytest.raises(UsageError, match=f"not {suffix} and {prefix}"):
-        suffix_evidence(stats_of([9]), suffix, prefix)
 
 
 # ---- shares

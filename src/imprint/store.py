@@ -120,16 +120,25 @@ def read_table(path: Path) -> pa.Table:
         ) from None
 
 
-def write_stats(path: Path, stats: TokenStats) -> None:
+def stats_table(stats: TokenStats) -> pa.Table:
     """One row per record; the per-token columns are lists."""
     offsets = pa.array(stats.offsets.astype(np.int32))
     columns = {name: pa.ListArray.from_arrays(offsets, pa.array(getattr(stats, name))) for name in _ROW_FIELDS}
-    write_table(path, pa.table({"id": pa.array(stats.ids.tolist(), pa.string()), **columns}))
+    return pa.table({"id": pa.array(stats.ids.tolist(), pa.string()), **columns})
+
+
+def write_stats(path: Path, stats: TokenStats) -> None:
+    write_table(path, stats_table(stats))
 
 
 def read_stats(path: Path) -> TokenStats:
     """The inverse of `write_stats`."""
-    table = read_table(path).combine_chunks()
+    return table_stats(read_table(path))
+
+
+def table_stats(table: pa.Table) -> TokenStats:
+    """The inverse of `stats_table`."""
+    table = table.combine_chunks()
     lists = {name: table.column(name).combine_chunks() for name in _ROW_FIELDS}
     offsets = np.asarray(lists["tokens"].offsets, dtype=np.int64)
     rows = {name: column.values.to_numpy(zero_copy_only=False) for name, column in lists.items()}

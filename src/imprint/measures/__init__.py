@@ -7,15 +7,12 @@ from imprint.measures.epsilon import OneRun, epsilon_ceiling, one_run_audit, one
 from imprint.measures.exposure import exposure, exposure_fitted
 from imprint.measures.extraction import (
     Extraction,
-    Suffixes,
     edit_distance,
     extractable,
     extraction,
     extraction_probability,
-    log10_tries,
     longest_run,
     normalised_edit_distance,
-    suffix_evidence,
     tries_needed,
 )
 from imprint.measures.perplexity import perplexity
@@ -26,7 +23,6 @@ __all__ = [
     "Extraction",
     "OneRun",
     "PairedAUC",
-    "Suffixes",
     "auc",
     "auc_difference",
     "draw",
@@ -37,14 +33,12 @@ __all__ = [
     "extractable",
     "extraction",
     "extraction_probability",
-    "log10_tries",
     "longest_run",
     "normalised_edit_distance",
     "one_run_audit",
     "one_run_epsilon",
     "paired_auc",
     "perplexity",
-    "suffix_evidence",
     "tpr_at_fpr",
     "tpr_over_subjects",
     "tries_needed",

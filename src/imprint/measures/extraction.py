@@ -19,28 +19,12 @@ from imprint.errors import DataError, InvalidAudit, UsageError
 from imprint.measures.auc import Codes, codes
 from imprint.measures.threshold import inflation
 from imprint.measures.tpr import checked_level, clopper_pearson
-from imprint.types import Floats, Interval, TokenStats
+from imprint.types import Floats, Interval
 
 ROUNDING = 1e-4
 """A sum of float32 log-probabilities may lie so far above 0."""
 SMALL = -37.0
 """Below this log p, −log(1 − p) is p in float64."""
-
-
-@dataclass(frozen=True)
-class Suffixes:
-    """What a pass says of the suffixes of the K records that are long enough.
-
-    Attributes:
-        rows: [K] which records they are.
-        log_p: [K] log-probability of the suffix given all before it, nats, under plain sampling: temperature 1 and
-            every token allowed.
-        greedy: [K] whether each of its tokens was the most probable, so that greedy decoding writes it.
-    """
-
-    rows: NDArray[np.int64]
-    log_p: Floats
-    greedy: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -106,8 +90,7 @@ def extraction_probability(log_p: ArrayLike, n: ArrayLike) -> Floats:
 def tries_needed(log_p: ArrayLike, probability: float) -> Floats:
     """log(1 − probability)/log(1 − p): after how many samples the suffix is there with this probability.
 
-    A real number: whole tries are its ceiling, and at least one. Infinite beyond 1.8e308, and where p is 0; see
-    `log10_tries`.
+    A real number: whole tries are its ceiling, and at least one. Infinite beyond 1.8e308, and where p is 0.
 
     Args:
         log_p: as in `extraction_probability`.
@@ -123,38 +106,6 @@ def tries_needed(log_p: ArrayLike, probability: float) -> Floats:
     with np.errstate(over="ignore"):
         found: Floats = np.exp(_log_tries(log_p, probability))
     return found
-
-
-def log10_tries(log_p: ArrayLike, probability: float) -> Floats:
-    """log10 of `tries_needed`, which does not overflow. Args and errors as there.
-
-    >>> round(float(log10_tries(-1000.0, 0.5)), 3)    # (1000 + log log 2)/log 10
-    434.135
-    """
-    return _log_tries(log_p, probability) / math.log(10)
-
-
-def suffix_evidence(stats: TokenStats, suffix: int, prefix: int) -> Suffixes:
-    """The last `suffix` scored tokens of every record with at least `prefix` scored tokens before them.
-
-    Context that is not scored, a prompt for one, is conditioned on but does not count as prefix.
-
-    Raises:
-        UsageError: a suffix of less than one token, a prefix of less than none.
-        DataError: log-probabilities that are NaN, with the number of suffixes.
-
-    >>> top = np.array([False, True, True, True, True])
-    >>> stats = TokenStats(np.array(["a", "b"]), np.array([0, 3, 5]), *np.zeros((4, 5)), top)
-    >>> suffix_evidence(stats, suffix=2, prefix=1)    # record b has two tokens only
-    Suffixes(rows=array([0]), log_p=array([0.]), greedy=array([ True]))
-    """
-    if suffix < 1 or prefix < 0:
-        raise UsageError(f"a suffix has at least 1 token and a prefix at least 0, not {suffix} and {prefix}.")
-    rows = np.flatnonzero(stats.lengths >= prefix + suffix)
-    at = stats.offsets[rows + 1, None] - np.arange(suffix, 0, -1)  # [K, suffix]
-    log_p = stats.logp[at].sum(axis=1, dtype=np.float64)
-    _no_nan(log_p)
-    return Suffixes(rows, log_p, stats.top[at].all(axis=1))
 
 
 def extractable(log_p: ArrayLike, n: float, probability: float) -> NDArray[np.bool_]:
@@ -308,7 +259,7 @@ def _subjects(groups: Iterable[object] | None, records: int) -> Codes:
 def _share(hits: NDArray[np.bool_], subjects: Codes, level: float) -> Interval:
     effect = inflation(hits, subjects, checked_level(level))
     found, trials = hits.sum() / effect, len(hits) / effect  # of Korn and Graubard's effective records, not whole ones
-    return Interval(float(hits.mean()), *clopper_pearson(found, trials, level))  # type: ignore[arg-type]
+    return Interval(float(hits.mean()), *clopper_pearson(found, trials, level))
 
 
 def _excess(one: Interval, other: Interval, correlation: float, p: float) -> Excess:

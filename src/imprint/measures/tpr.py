@@ -144,7 +144,7 @@ def _codes(labels: Iterable[object]) -> NDArray[np.int64]:
     return codes(labels)
 
 
-def clopper_pearson(successes: float, trials: int, level: float = 0.95) -> tuple[float, float]:
+def clopper_pearson(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
     """The exact two-sided interval of a binomial proportion. Clopper and Pearson 1934.
 
     Raises UsageError for a level outside (0, 1).

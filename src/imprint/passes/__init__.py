@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from imprint.passes import gradient, lowercase, neighbours, prefixed
-from imprint.passes.bench import Bench, table_losses, table_norms, table_stats
+from imprint.passes.bench import Bench, table_losses, table_norms
 from imprint.passes.spec import EvidenceSpec
+from imprint.store import table_stats
 
 __all__ = ["PASSES", "Bench", "EvidenceSpec", "Pass"]
 

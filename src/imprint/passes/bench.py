@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from imprint.errors import DataError
 from imprint.passes.spec import EvidenceSpec
+from imprint.store import stats_table
 from imprint.types import Floats, TokenStats
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ OUTSIDE = ("validation", "auxiliary_out")
 """Roles of the records that nobody is tuned or evaluated on."""
 ASIDE = (*OUTSIDE, "auxiliary_in")
 """Roles of the records that nobody is evaluated on."""
-_COLUMNS = ("tokens", "logp", "mean", "std", "top")
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,9 @@ def blanked(stats: TokenStats, rows: Sequence[bool] | NDArray[np.bool_]) -> Toke
     return replace(stats, **columns)
 
 
-def stats_table(audit: Audit, stats: TokenStats) -> pa.Table:
-    """Laid out as `store.write_stats` has it; without the tokens where the audit is private."""
-    kept, offsets = audit.kept(stats), pa.array(stats.offsets.astype(np.int32))
-    columns = {name: pa.ListArray.from_arrays(offsets, pa.array(getattr(kept, name))) for name in _COLUMNS}
-    return pa.table({"id": _ids(audit), **columns})
-
-
-def table_stats(table: pa.Table) -> TokenStats:
-    """The inverse of `stats_table`."""
-    lists = {name: table.column(name).combine_chunks() for name in _COLUMNS}
-    offsets = np.asarray(lists["tokens"].offsets, dtype=np.int64)
-    rows = {name: column.values.to_numpy(zero_copy_only=False) for name, column in lists.items()}
-    return TokenStats(ids=np.array(table.column("id").to_pylist(), dtype=np.str_), offsets=offsets, **rows)
+def kept_table(audit: Audit, stats: TokenStats) -> pa.Table:
+    """As `store.stats_table` has it; without the tokens where the audit is private."""
+    return stats_table(audit.kept(stats))
 
 
 def losses_table(audit: Audit, losses: Floats) -> pa.Table:

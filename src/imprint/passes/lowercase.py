@@ -22,7 +22,7 @@ def measure(bench: Bench) -> pa.Table:
             be two tokens and `!a` one).
     """
     from imprint.data.tokens import unusable
-    from imprint.passes.bench import blanked, check_complete, stats_table
+    from imprint.passes.bench import blanked, check_complete, kept_table
 
     audit, loss = bench.audit, bench.encoder.loss
     check_texts(audit.examples, "the attack `lowercase` needs texts; leave it out of `attacks`")
@@ -31,4 +31,4 @@ def measure(bench: Bench) -> pa.Table:
     lacking = [unusable(record) is not None for record in lower]
     check_complete(audit, lacking, "have nothing to predict once they are in lower case")
     texts = [own if gone else low for own, low, gone in zip(audit.scored, lower, lacking, strict=True)]
-    return stats_table(audit, blanked(bench.stats(texts), lacking))
+    return kept_table(audit, blanked(bench.stats(texts), lacking))

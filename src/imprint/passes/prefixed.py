@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from imprint.errors import UsageError
-from imprint.passes.bench import OUTSIDE, blanked, digest, stats_table
+from imprint.passes.bench import OUTSIDE, blanked, digest, kept_table
 from imprint.passes.spec import EvidenceSpec
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _measure(bench: Bench, roles: Sequence[str], lacking: str) -> pa.Table:
     texts, way, budget = _behind(bench, _front(bench.encoder, shots))
     inside = {record.id for record in shots}
     stats = replace(bench, budget=budget).stats(texts, way)
-    return stats_table(bench.audit, blanked(stats, [record.id in inside for record in bench.audit.scored]))
+    return kept_table(bench.audit, blanked(stats, [record.id in inside for record in bench.audit.scored]))
 
 
 def _shots(bench: Bench, pool: Sequence[Encoded]) -> list[Encoded]:

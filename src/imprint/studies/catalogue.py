@@ -10,6 +10,7 @@ from imprint.studies.answers import Findings
 from imprint.studies.claims import Answer
 from imprint.studies.mechanism import mechanism
 from imprint.studies.parts import Part
+from imprint.studies.remedies import remedies
 from imprint.studies.setting import Setting
 
 
@@ -126,5 +127,11 @@ STUDIES: dict[str, Study] = {
         "Memorization falls with more records and grows with the repetitions of one.",
         parts.amount,
         answers.data,
+    ),
+    "remedies": Study(
+        "Remedies: ways of tuning that are said to leak less",
+        "Which remedy lowers leakage most for the least utility?",
+        parts.remedies,
+        remedies,
     ),
 }
