@@ -18,7 +18,7 @@ import pytest
 
 import imprint
 from imprint import controls
-from imprint.attacks import ATTACKS
+from imprint.attacks import DEFAULT_ATTACKS
 from imprint.errors import ImprintError, UsageError
 from imprint.rows import load_grid
 from imprint.spec import Runtime
@@ -73,7 +73,7 @@ def test_results_have_the_documented_columns_and_metrics(finished):
         (m, e, a, metric)
         for m in ("head", "lora")
         for e in (0, 1, 2)
-        for a, metric in [("", "perplexity"), *((a, metric) for a in ATTACKS for metric in ("auc", *TPRS))]
+        for a, metric in [("", "perplexity"), *((a, metric) for a in DEFAULT_ATTACKS for metric in ("auc", *TPRS))]
     ]
     assert list(frame[["method", "epoch", "attack", "metric"]].itertuples(index=False, name=None)) == cells
     assert set(frame.members) == {12}
@@ -103,7 +103,7 @@ def test_statuses_say_what_ten_nonmembers_can_tell(finished):
 def test_scores_have_the_documented_columns_and_the_records_own_ids(finished, data):
     scores = finished.scores
     assert list(scores.columns) == SCORES
-    assert len(scores) == 2 * 3 * len(ATTACKS) * (12 + 10)
+    assert len(scores) == 2 * 3 * len(DEFAULT_ATTACKS) * (12 + 10)
     assert not scores.duplicated(["run_id", "epoch", "record_id", "attack"]).any()
     assert set(scores.record_id) <= {json.loads(line)["id"] for line in data.read_text().splitlines()}
     sides = scores.groupby("record_id").member.nunique()
@@ -383,7 +383,7 @@ def test_a_diverged_cell_is_kept_and_not_tried_again(recipe, tmp_path):
     frame = imprint.run(document, folder)
     full = frame[frame.method == "full"]
     gone = full[full.status == "diverged"]
-    assert len(gone) == 1 + len(ATTACKS)
+    assert len(gone) == 1 + len(DEFAULT_ATTACKS)
     assert gone[["value", "low", "high"]].isna().all(axis=None)
     assert set(gone.epoch) == {full.epoch.max()}
     assert full[full.epoch == 0].status.eq("ok").any()

@@ -125,7 +125,9 @@ def _sentence(one: Records, called: Terms) -> str:
     n = one.counts
     tuned = f" ({n['tuned']:,} tuned on)" if "tuned" in called.counts else ""
     validation = f", {n['validation']:,} for validation" if "validation" in called.counts else ""
-    text = f"{n['members']:,} members{tuned}, {n['nonmembers']:,} non-members{validation}."
+    apart = f", {n['auxiliary']:,} auxiliary on either side" if n.get("auxiliary") else ""
+    apart += f", {n['canaries']:,} canaries" if n.get("canaries") else ""
+    text = f"{n['members']:,} members{tuned}, {n['nonmembers']:,} non-members{validation}{apart}."
     return f"{text} Dropped: {dropped_text(one)}. Truncated{limit_text(one)}: {truncated_text(one)}."
 
 
