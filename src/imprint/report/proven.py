@@ -89,7 +89,8 @@ def _rankings(grid: Grid, withheld: Collection[str]) -> Iterator[Section]:
     refused = {words.clean(x) for _, one in found for x in one.agreements.values() if isinstance(x, str)}
     notes = (
         "Rank correlation with the counterfactual memorization of each member (Zhang et al. 2021), and the share of "
-        "the most remembered tenth that an attack puts into its own highest tenth; .100 by chance.",
+        "the most remembered tenth that an attack puts into its own highest tenth; .100 by chance. Attacks that use the "
+        "shadow models share their errors with this truth, and agree with it a little too well.",
         *sorted(refused),
     )
     lead = [
