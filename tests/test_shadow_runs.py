@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 import imprint
-from imprint.attacks import ATTACKS, DEFAULT_ATTACKS, run_attack
+from imprint import probes
+from imprint.attacks import ATTACKS, DEFAULT_ATTACKS, allow, run_attack
 from imprint.canaries.make import make
 from imprint.canaries.manifest import write_manifest
-from imprint.errors import UsageError
+from imprint.errors import ImprintError, UsageError
 from imprint.evidence import Evidence
 from imprint.halves import inside
 from imprint.planted import planted
-from imprint.ranking import ranking
+from imprint.ranking import apart, ranking
 from imprint.recipe import plan, read_recipe
-from imprint.rows import load_grid
+from imprint.recommend import held_to
+from imprint.rows import load_grid, write_results
 from imprint.runs import prepare_audits
+from imprint.spec import Budget
 from imprint.store import Store
+from imprint.types import Shadows, TokenStats
+from imprint.validity import gates_of
 
 FURTHER = ["lowercase", "neighbourhood", "recall", "con_recall", "grad_norm"]
 FITTED = ["camia", "ensemble"]
@@ -132,17 +142,18 @@ def test_the_same_command_again_does_nothing_and_an_added_attack_uses_kept_weigh
     folder = tmp_path / "later"
     first = recipe(gpt2, data, attacks=["loss"], shadows=0, method=[{"lora": {"rank": 2}}])
     imprint.run(first, folder)
-    before = {p: p.stat().st_mtime_ns for p in folder.glob("cells/*/epochs/**/*")}
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("cells/*/epochs/*/*/*.safetensors")}
+    before |= {p: p.stat().st_mtime_ns for p in folder.glob("cells/*/epochs/*/stats.parquet")}
     frame = imprint.run({**first, "attacks": ["loss", "grad_norm", "recall"]}, folder)
-    assert before == {p: p.stat().st_mtime_ns for p in folder.glob("cells/*/epochs/**/*")}
+    assert before == {p: p.stat().st_mtime_ns for p in before}
     rows = frame[(frame.metric == "auc") & (frame.epoch == 2)].set_index("attack").value
     of_all = finished.frame
     same = of_all[(of_all.metric == "auc") & (of_all.epoch == 2) & (of_all.method == "lora")].set_index("attack").value
     assert rows.to_dict() == pytest.approx(same[["loss", "grad_norm", "recall"]].to_dict(), abs=1e-9)
-    passes = {p: p.stat().st_mtime_ns for p in folder.glob("*/*/passes/**/*.parquet")}
+    passes = {p: p.stat().st_mtime_ns for p in folder.glob("**/passes/*.parquet")}
     assert len(passes) >= 3  # recall at the base and after tuning, the gradient after tuning
     imprint.run({**first, "attacks": ["loss", "grad_norm", "recall"]}, folder)
-    assert passes == {p: p.stat().st_mtime_ns for p in folder.glob("*/*/passes/**/*.parquet")}
+    assert passes == {p: p.stat().st_mtime_ns for p in folder.glob("**/passes/*.parquet")}
 
 
 def test_agreement_with_shadow_models_is_told_for_every_attack_that_has_scores(finished):
@@ -250,7 +261,147 @@ def test_the_default_is_every_attack_of_one_pass():
     assert not {"lira", "recall", "ensemble", "loss_trace"} & set(DEFAULT_ATTACKS)
 
 
+# ---- what must not be believed
+
+
+def test_code_that_a_folder_names_runs_only_if_the_user_names_it_too(gpt2, data, tmp_path, monkeypatch):
+    (tmp_path / "their_attacks.py").write_text("def twice(target):\n    return -2 * target.nll\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    imprint.run(recipe(gpt2, data, attacks=["loss"], shadows=0, method=["head"]), tmp_path / "run")
+    file = tmp_path / "run" / "recipe.lock.json"
+    lock = json.loads(file.read_text())
+    lock["attacks"] = ["loss", "their_attacks:twice"]
+    file.write_text(json.dumps(lock))
+    with pytest.raises(UsageError, match="is code that an output folder names: give it as --attack"):
+        write_results(load_grid(tmp_path / "run"))
+    assert "their_attacks" not in sys.modules
+    allow(["their_attacks:twice"])
+    assert "their_attacks:twice" in set(write_results(load_grid(tmp_path / "run")).attack)
+
+
+def test_evidence_of_other_records_is_not_taken(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "copied")
+    for file in [*(tmp_path / "copied").glob("cells/*/epochs/02/passes/gradient_norm-*.parquet")]:
+        table = pq.read_table(file)
+        pq.write_table(table.take(list(range(len(table)))[::-1]), file)
+    with pytest.raises(ImprintError, match="is of other records: delete it"):
+        write_results(load_grid(tmp_path / "copied"))
+    for file in [*(tmp_path / "copied").glob("cells/*/epochs/02/passes/gradient_norm-*.parquet")]:
+        pq.write_table(pq.read_table(file).select(["norm"]), file)
+    with pytest.raises(ImprintError, match="is damaged"):
+        write_results(load_grid(tmp_path / "copied"))
+
+
+def test_shadow_scores_of_other_records_are_not_taken(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "copied")
+    cell = load_grid(tmp_path / "copied").cells[0]
+    file = cell.shadows[1].folder.epoch(2) / "stats.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.take(list(range(len(table)))[::-1]), file)
+    with pytest.raises(ImprintError, match="is of other records"):
+        Evidence(cell, 2)["shadows"]
+
+
+def test_what_could_not_be_measured_is_refused_with_its_reason(gpt2, data, tmp_path):
+    document = recipe(gpt2, data, attacks=["loss", "recall"], shadows=0, method=["head"])
+    document["data"] = {**document["data"], "max_length": 64}
+    frame = imprint.run(document, tmp_path / "long")
+    refused = frame[(frame.attack == "recall") & (frame.metric == "auc")]
+    assert set(refused.status) == {"refused"}
+    reasons = json.loads((tmp_path / "long" / "refused.json").read_text())
+    assert "no text fits in front of the longest record" in reasons["recall"]
+
+
+def test_a_pass_that_fails_costs_nothing_else_and_is_tried_again(gpt2, data, tmp_path, monkeypatch):
+    document = recipe(gpt2, data, attacks=["loss", "grad_norm"], shadows=0, method=["head"])
+
+    def out_of_memory(bench):
+        raise RuntimeError("out of memory")
+
+    good = probes.PASSES["gradient_norm"]
+    monkeypatch.setitem(probes.PASSES, "gradient_norm", replace(good, measure=out_of_memory))
+    frame = imprint.run(document, tmp_path / "run")
+    assert "grad_norm" not in set(frame.attack)
+    monkeypatch.setitem(probes.PASSES, "gradient_norm", good)
+    assert "grad_norm" in set(imprint.run(document, tmp_path / "run").attack)
+
+
+def test_an_attack_of_ones_own_that_raises_is_refused_with_what_it_said(gpt2, data, tmp_path, monkeypatch):
+    (tmp_path / "my_boom.py").write_text("def boom(target):\n    raise ValueError('no such luck')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    document = recipe(gpt2, data, attacks=["loss", "my_boom:boom"], shadows=0, method=["head"])
+    frame = imprint.run(document, tmp_path / "run")
+    assert set(frame[frame.attack == "my_boom:boom"].status) == {"refused"}
+    assert "no such luck" in json.loads((tmp_path / "run" / "refused.json").read_text())["my_boom:boom"]
+
+
+def test_the_positive_control_says_what_it_did_not_try(finished):
+    cell = finished.grid.cells[0]
+    control = {gate.name: gate for gate in gates_of(cell, ["loss", "neighbourhood"])}["positive control"]
+    assert "Not tried, since one pass is not enough: neighbourhood." in control.finding
+    for attacks, held in ((["neighbourhood"], None), (["loss", "neighbourhood"], "neighbourhood")):
+        control = {gate.name: gate for gate in gates_of(cell, attacks, 0.55, held)}["positive control"]
+        assert control.state == "missing"
+
+
+def test_attacks_that_share_shadow_models_with_the_truth_agree_with_others():
+    """With nothing remembered an attack must not agree with the truth because both have the same models' errors."""
+    dice, found = np.random.default_rng(0), []
+    for _ in range(10):
+        halves = np.stack([dice.permutation(200) < 100 for _ in range(8)], axis=1)
+        inside = np.concatenate([np.stack([half, ~half], axis=1) for half in halves.T], axis=1)
+        hardness = dice.gamma(9, 0.3, 200)
+        losses = hardness[:, None] + dice.normal(0, 0.2, inside.shape)
+        shadows = Shadows(losses, inside)
+        nll = hardness + dice.normal(0, 0.2, 200)
+        ids = np.array([str(n) for n in range(200)])
+        one = np.arange(201)
+        target = TokenStats(
+            ids,
+            one.astype(np.int64),
+            np.ones(200, np.int32),
+            -nll.astype(np.float32),
+            np.zeros(200, np.float32),
+            np.ones(200, np.float32),
+            np.ones(200, bool),
+        )
+        pieces = {"target": target, "shadows": shadows}
+        found.append(apart(pieces, "lira_offline", np.arange(200), list(ids)).spearman.value)
+    assert abs(np.mean(found)) < 0.1
+
+
+def test_the_head_with_goldfish_and_shadow_models(gpt2, data, tmp_path):
+    train = {"epochs": 1, "batch_size": 4, "goldfish": 3}
+    document = recipe(gpt2, data, attacks=["loss", "lira"], method=["head"], train=train)
+    frame = imprint.run(document, tmp_path / "run")
+    assert "lira" in set(frame[(frame.metric == "auc") & (frame.status == "ok")].attack)
+
+
+def test_advice_is_given_on_a_grid_whose_attacks_need_more_passes(finished):
+    frame_attacks = set(finished.recipe["attacks"])
+    held = held_to(finished.grid.cells[:1], finished.grid, Budget(auc=0.9))
+    assert {"loss", "ref", "lira", "rmia"} <= set(held) < frame_attacks | {"recall"}
+    with pytest.raises(UsageError, match="has no number at some"):
+        held_to(finished.grid.cells[:1], finished.grid, Budget(auc=0.9, attack="grad_norm"))
+
+
+def test_private_training_cannot_look_at_the_members_to_stop(gpt2, data, tmp_path):
+    train = {"epochs": 2, "dp": {"epsilon": 4}, "stop": {"auc": 0.6}}
+    with pytest.raises(UsageError, match="which the ε of `dp` does not cover"):
+        imprint.run(recipe(gpt2, data, attacks=["ref"], train=train), tmp_path / "none")
+
+
 # ---- canaries in a run
+
+
+def test_a_record_that_has_the_id_of_a_canary_is_refused(gpt2, tmp_path):
+    rows = [{"id": f"canary {n:02}", "text": f"the quick fox {n} jumps over {n * 7} lazy dogs"} for n in range(40)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_manifest(tmp_path / "canaries.json", make(40, ("digits",), (1,), seed=3))
+    document = recipe(gpt2, tmp_path / "data.jsonl", attacks=["loss"], shadows=0)
+    document["data"] = {**document["data"], "canaries": str(tmp_path / "canaries.json")}
+    with pytest.raises(UsageError, match="record 'canary 00' has the id of a canary"):
+        imprint.run(document, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")

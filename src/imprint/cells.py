@@ -26,7 +26,7 @@ from imprint.errors import ImprintError
 from imprint.measures import auc
 from imprint.progress import Progress
 from imprint.recipe import AnyCell, PlannedCell
-from imprint.records import Audit, tuned_for
+from imprint.records import Audit, tuned_for, without_some
 from imprint.store import CellFolder, Store, atomic_folder, read_stats, write_json, write_stats, write_table
 from imprint.tuning.base import Base
 from imprint.tuning.models import count_parameters, only_head_trains, vocabulary
@@ -180,8 +180,9 @@ def _finish(work: Work, reason: str, status: str = "done") -> None:
 def forward_for(model: nn.Module, base: Base, cell: PlannedCell, audit: Audit, store: Store) -> Forward:
     """From hidden states computed once where only the output layer trains, else from the texts."""
     if only_head_trains(model):
-        records = (*audit.tuned, *audit.scored)
-        key = f"{cell.base} {cell.spec.train.goldfish}"  # which leaves other tokens to predict
+        k = cell.spec.train.goldfish
+        also = without_some(audit.scored, k) if k else ()  # what any shadow model may be tuned on
+        records, key = (*audit.tuned, *audit.scored, *also), f"{cell.base} {k}"
         forward = kept_forward(model, base.features(key, records, store.path))
     else:
         forward = forward_of(model)

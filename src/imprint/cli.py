@@ -102,15 +102,20 @@ def _predict(recipe: Path, folder: Path, overrides: Sequence[str], runtime: Runt
 def report_command(
     folder: Annotated[Path, typer.Argument(help="Output folder of a run or an audit.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="An attack of your own, module:function, that the folder names: run it.")
+    ] = None,
 ) -> None:
     """Recompute every number from the stored evidence and write the HTML report; needs no GPU and no torch."""
     from rich.console import Console
 
+    from imprint.attacks import allow
     from imprint.details import write_details
     from imprint.report import print_summary, to_markdown, write_report
     from imprint.rows import load_grid, write_results
     from imprint.validity import write_gates
 
+    allow(attack or ())
     grid = load_grid(folder)
     frame = write_results(grid)
     write_gates(grid)
@@ -134,15 +139,20 @@ def recommend_command(
             metavar="LIMIT=NUMBER", help="As auc=0.55, tpr_at_1pct_fpr=0.05 or attack=ref (default: the recipe's)."
         ),
     ] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="An attack of your own, module:function, that the folder names: run it.")
+    ] = None,
 ) -> None:
     """The checkpoint of best validation perplexity that keeps a leakage budget; exit code 1 where none does."""
     from rich.console import Console
 
+    from imprint.attacks import allow
     from imprint.recommend import parse_budget, recommend
     from imprint.report.advice import advice_text
     from imprint.report.terms import terms
     from imprint.rows import load_grid
 
+    allow(attack or ())
     grid, console = load_grid(folder), Console()
     found = recommend(grid, parse_budget(budget or (), grid.attacks))
     for advice in found:

@@ -163,16 +163,21 @@ def gate_command(
         str | None, typer.Option(help="The checkpoint that is to be judged, by name (default: the last).")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull request.")] = False,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="An attack of your own, module:function, that the folder names: run it.")
+    ] = None,
 ) -> None:
     """One paragraph, and the exit code: 0 pass, 1 leakage over budget, 2 audit invalid, 3 could not finish."""
     from rich.console import Console
 
+    from imprint.attacks import allow
     from imprint.recommend import parse_budget
     from imprint.release import release
     from imprint.report import gate
     from imprint.report.text import printable
     from imprint.rows import load_grid, write_results
 
+    allow(attack or ())
     grid, console = load_grid(folder), Console()
     limits = parse_budget(budget or (), grid.attacks)
     if limits is None and not grid.budget:

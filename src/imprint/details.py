@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from imprint.exposed import Exposure, exposed
-from imprint.planted import Planted, planted
+from imprint.planted import Planted, all_planted
 from imprint.ranking import Ranking, ranking
 from imprint.rows import Cell, Grid
 from imprint.store import write_table
@@ -97,7 +97,7 @@ def write_details(grid: Grid) -> None:
     if ranked:
         tables["risk"] = _RISK, [row for cell, one in ranked for row in _risk_rows(cell, one)]
         tables["rankings"] = _RANKINGS, [row for cell, one in ranked for row in _ranking_rows(cell, one)]
-    canaries = [(cell, row) for cell in cells for row in planted(cell)]
+    canaries = all_planted(cells)
     if canaries:
         tables["canaries"] = _CANARIES, [_canary_row(cell, row) for cell, row in canaries]
     for name, (schema, rows) in tables.items():

@@ -5,25 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from imprint.attacks import evidence_needed, run_attack
-from imprint.errors import InvalidAudit
+from imprint.errors import ImprintError, InvalidAudit, UsageError, first_line
 from imprint.halves import inside
 from imprint.passes import PASSES
-from imprint.store import CellFolder, read_losses, read_table
+from imprint.store import CellFolder, read_json, read_losses, read_table
 from imprint.types import Floats, Shadows, TokenStats
 
 if TYPE_CHECKING:
     from imprint.rows import Cell
 
-BASE_KNOWS_NOTHING = ("reference", "trace")
+_COMPARED = ("reference", "trace")
 """Evidence by which the untouched base is compared with itself."""
-TUNED_ONLY = (*BASE_KNOWS_NOTHING, "shadows", "gradient_norm")
-"""Evidence that says nothing of the untouched base."""
+TUNED_ONLY = ("shadows", "gradient_norm")
+"""Evidence that there is of tuned models alone."""
+
+
+def says_nothing_of_base(attack: str) -> bool:
+    """Whether an attack gives every record of the untouched base the same score, or none.
+
+    One that is fitted on known records also reads what does not compare with the base.
+    """
+    needed = {*evidence_needed(attack)}
+    return bool(needed & {*TUNED_ONLY}) or (bool(needed & {*_COMPARED}) and "known" not in needed)
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,26 @@ class Evidence:
         """Whether everything that an attack needs has been measured."""
         return all(self[name] is not None for name in evidence_needed(attack))
 
+    def file(self, name: str) -> Path | None:
+        """Where a piece that takes passes of its own lies, if the recipe asks for it."""
+        key = self.cell.passes.get(name)
+        return None if key is None else pass_file(self.cell.folder, self.cell.base, name, key, self.epoch)
+
+    def refusal(self, attack: str) -> str:
+        """Why what an attack needs could not be measured here; empty where nobody tried, or nothing is missing."""
+        for name in evidence_needed(attack):
+            file = self.file(name)
+            if file is not None and refusal_file(file).exists():
+                return str(read_json(refusal_file(file)).get("reason", "not measured"))
+        if self.epoch and "shadows" in evidence_needed(attack) and self.cell.shadows and self["shadows"] is None:
+            return f"none of its {len(self.cell.shadows)} shadow models reached epoch {self.epoch}"
+        return ""
+
     def scores(self, attacks: Iterable[str]) -> dict[str, Floats]:
         """attack → [N] score of every record, of those attacks whose evidence has been measured and is enough."""
         found = {}
         for name in [name for name in attacks if self.available(name)]:
-            with suppress(InvalidAudit):
+            with suppress(InvalidAudit, UsageError):
                 found[name] = self.score(name)
         return found
 
@@ -112,7 +138,8 @@ def _shadows(of: Evidence) -> Shadows | None:
         return None
     roles, groups = of.cell.records["role"].tolist(), of.cell.records["group"].tolist()
     seed = of.cell.spec.data.seed or 0
-    losses = [read_losses(shadow.folder.epoch(of.epoch) / "stats.parquet") for shadow in ready]
+    ids = of.cell.records["id"].tolist()
+    losses = [read_losses(shadow.folder.epoch(of.epoch) / "stats.parquet", ids) for shadow in ready]
     halves = [inside(roles, groups, seed, shadow.number) for shadow in ready]
     return Shadows(np.stack(losses, axis=1), np.stack(halves, axis=1))
 
@@ -121,17 +148,30 @@ def _measured(name: str) -> Callable[[Evidence], Any]:
     """A piece that took passes of its own."""
 
     def read(of: Evidence) -> Any:
-        key = of.cell.passes.get(name)
-        file = None if key is None else pass_file(of.cell.folder, of.cell.base, name, key, of.epoch)
-        return PASSES[name].read(read_table(file)) if file and file.exists() else None
+        file = of.file(name)
+        if file is None or not file.exists():
+            return None
+        table = read_table(file)
+        try:
+            if table.column("id").to_pylist() != of.cell.records["id"].tolist():
+                raise ImprintError(f"{file} is of other records: delete it and run the same command again")
+            return PASSES[name].read(table)
+        except (KeyError, AttributeError, TypeError, ValueError, pa.ArrowException) as error:
+            raise ImprintError(
+                f"{file} is damaged ({first_line(error)}): delete it and run the same command again"
+            ) from None
 
     return read
 
 
-def pass_file(folder: CellFolder, base: Any, name: str, key: str, epoch: int) -> Any:
-    """Where a piece of evidence lies that took passes of its own; of epoch 0 beside the base's scores."""
-    home = base if epoch == 0 else folder.path
-    return home / "passes" / f"{name}-{key}" / f"{epoch:02}.parquet"
+def pass_file(folder: CellFolder, base: Path, name: str, key: str, epoch: int) -> Path:
+    """Where a piece of evidence lies that took passes of its own: with the scores of the same weights."""
+    return (base if epoch == 0 else folder.epoch(epoch)) / "passes" / f"{name}-{key}.parquet"
+
+
+def refusal_file(file: Path) -> Path:
+    """Where it says why such a piece could not be measured."""
+    return file.with_suffix(".refused.json")
 
 
 _PIECES: dict[str, Callable[[Evidence], Any]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from imprint.measures import auc
 from imprint.measures.epsilon import OneRun, one_run_audit
 from imprint.rows import Cell
 from imprint.types import Floats, Interval
+
+SIGNIFICANCE = 0.05
+"""Probability that a bound exceeds the true ε, at most."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,13 @@ class Planted:
         return self.found.epsilon / self.copies
 
 
-def planted(cell: Cell) -> list[Planted]:
+def all_planted(cells: Sequence[Cell]) -> list[tuple[Cell, Planted]]:
+    """The canaries of several cells: all bounds together hold with 95% confidence (Bonferroni)."""
+    count = sum(len(planted(cell)) for cell in cells)
+    return [(cell, row) for cell in cells for row in planted(cell, SIGNIFICANCE / max(count, 1))]
+
+
+def planted(cell: Cell, significance: float = SIGNIFICANCE) -> list[Planted]:
     """What the canaries of the last finished epoch prove, those told least often first; empty where there are none.
 
     A score is what tuning gained on a canary in nats, less the mean gain of its family told as often, in or out: what
@@ -56,10 +65,10 @@ def planted(cell: Cell) -> list[Planted]:
     if not cell.epochs or "repetitions" not in cell.records or not cell.role_in("canary_in", "canary_out").any():
         return []
     gain = Evidence(cell, cell.epochs).score("ref") * cell.records["scored_tokens"].to_numpy()
-    return list(_by_copies(cell, gain))
+    return list(_by_copies(cell, gain, significance))
 
 
-def _by_copies(cell: Cell, gain: Floats) -> Iterator[Planted]:
+def _by_copies(cell: Cell, gain: Floats, significance: float) -> Iterator[Planted]:
     copies = cell.records["repetitions"].to_numpy(np.float64, na_value=0.0)
     families = cell.records["family"].to_numpy()
     inside, spent = cell.role_in("canary_in"), cell.folder.meta(cell.epochs).get("privacy") or {}
@@ -69,7 +78,7 @@ def _by_copies(cell: Cell, gain: Floats) -> Iterator[Planted]:
         interval, found, reason = None, None, ""
         try:
             interval = auc(scores[coins], scores[~coins])
-            found = one_run_audit(scores, coins, delta=spent.get("delta", 0.0))
+            found = one_run_audit(scores, coins, delta=spent.get("delta", 0.0), significance=significance)
         except ImprintError as error:
             reason = str(error)
         yield Planted(cell.epochs, int(count), int(rows.sum()), interval, found, spent.get("epsilon"), reason)

@@ -6,29 +6,25 @@ A run keeps the weights of its last epoch and of its best one, and an attack tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imprint.attacks import evidence_needed
-from imprint.errors import ImprintError
-from imprint.evidence import TUNED_ONLY, pass_file
+from imprint.errors import ImprintError, first_line
+from imprint.evidence import TUNED_ONLY, pass_file, refusal_file
 from imprint.passes import PASSES
 from imprint.progress import Progress
 from imprint.recipe import AnyCell, AnyPlan, Plan, PlannedCell
 from imprint.records import Audit
 from imprint.spec import VIRTUAL_TOKEN_ROOM, Runtime, content_key
-from imprint.store import Store, read_json, write_json, write_table
+from imprint.store import Store, write_json, write_table
 
 if TYPE_CHECKING:
     from torch import nn
 
     from imprint.passes.spec import EvidenceSpec
     from imprint.tuning.base import Base
-
-REFUSED = "refused.json"
-"""Beside what could not be measured: why."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def missing(planned: AnyPlan, cell: AnyCell, store: Store, epochs: Iterable[int]
     for name, key in pass_keys(planned, cell).items():
         for epoch in [*([0] if base and name not in TUNED_ONLY else []), *epochs]:
             file = pass_file(folder, store.base(cell.base), name, key, epoch)
-            if not file.exists() and not (file.parent / REFUSED).exists():
+            if not file.exists() and not refusal_file(file).exists():
                 found.append(Missing(name, epoch, file))
     return found
 
@@ -134,15 +130,9 @@ def measure(
                 table = PASSES[one.name].measure(bench)
             except ImprintError as error:
                 note(f"{cell.label}: {one.name} cannot be measured: {error}")
-                write_json(one.file.parent / REFUSED, {"reason": str(error)})
+                write_json(refusal_file(one.file), {"reason": str(error)})
+                continue
+            except Exception as error:  # out of memory, for one: the same command tries again
+                note(f"{cell.label}: {one.name} failed: {type(error).__name__}: {first_line(error)}")
                 continue
             write_table(one.file, table)
-
-
-def refusals(base: Path, folder: Path) -> dict[str, str]:
-    """Evidence → why it could not be measured."""
-    found = {}
-    for file in sorted([*base.glob(f"passes/*/{REFUSED}"), *folder.glob(f"passes/*/{REFUSED}")]):
-        with suppress(ImprintError, KeyError):
-            found[file.parent.name.rpartition("-")[0]] = str(read_json(file)["reason"])
-    return found

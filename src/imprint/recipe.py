@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationInfo, field_validator
 
-from imprint.attacks import ATTACKS, DEFAULT_ATTACKS, evidence_needed, one_pass, resolve
+from imprint.attacks import ATTACKS, DEFAULT_ATTACKS, allow, evidence_needed, one_pass, resolve
 from imprint.attacks.evidence import LEAST_SHADOWS
 from imprint.canaries.manifest import read_manifest
 from imprint.data import Pool, read_pool, resolve_sizes
@@ -316,6 +316,7 @@ def attack_names(given: Any) -> tuple[str, ...]:
     names = list(DEFAULT_ATTACKS) if given is None else [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not names:
         raise UsageError(f"attacks: expected a list of names ({', '.join(ATTACKS)}) or module:function")
+    allow(names)
     for name in names:
         try:
             evidence_needed(resolve(str(name)))
@@ -351,6 +352,10 @@ def _resolve(recipe: Recipe, pools: dict[str, Pool], dtype_of: Any) -> PlannedCe
         require(recipe.model.quantize)
     if recipe.train.stop and not one_pass([recipe.train.stop.attack]):
         raise UsageError(f"train.stop.attack: {recipe.train.stop.attack} needs more than the scores of an epoch")
+    if recipe.train.dp and recipe.train.stop:
+        raise UsageError(
+            "train: `stop` looks at the members, which the ε of `dp` does not cover: leave one of them out"
+        )
     if recipe.train.dp:
         from imprint.tuning.private import require as require_opacus
 

@@ -19,6 +19,7 @@ from itertools import takewhile
 from typing import Any
 
 from imprint.errors import ImprintError, InvalidAudit, UsageError, unknown
+from imprint.evidence import Evidence
 from imprint.gates.judge import withheld
 from imprint.measures.estimate import Effect, auc_over_seeds, over_seeds
 from imprint.measures.frontier import Checkpoint
@@ -72,6 +73,7 @@ class Advice:
         difference: log perplexity of the runner-up less that of the chosen, paired on the same records; None where
             seeds or records differ.
         unlimited: best perplexity of all, budget or not: what the budget costs is seen against it.
+        unheld: attacks of the grid that have no number at some epoch, and are not held to the budget.
         closest: the first epoch that exceeds the budget by least: what came closest where nothing qualifies.
     """
 
@@ -83,6 +85,7 @@ class Advice:
     difference: Effect | None
     unlimited: Candidate
     closest: Candidate
+    unheld: tuple[str, ...] = ()
 
     @property
     def level(self) -> float:
@@ -162,7 +165,7 @@ def parse_budget(given: Sequence[str], attacks: Sequence[str]) -> Budget | None:
 
 def _advice(place: str, cells: list[Cell], grid: Grid, budget: Budget) -> Advice:
     for base in {cell.base.name: cell for cell in cells}.values():
-        if why := withheld(gates_of(base, grid.attacks, budget.auc)):
+        if why := withheld(gates_of(base, grid.attacks, budget.auc, budget.attack)):
             raise InvalidAudit(f"{place}: nothing can be recommended. {why}")
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -170,7 +173,7 @@ def _advice(place: str, cells: list[Cell], grid: Grid, budget: Budget) -> Advice
         identity.pop("seed")
         identity["data"].pop("seed")
         groups.setdefault(canonical_json(identity), []).append(cell)
-    level = 1 - ERROR / len(groups)
+    level, named = 1 - ERROR / len(groups), [budget.attack] if budget.attack else list(grid.attacks)
     variants = [_candidates(group, grid, budget, level) for group in groups.values()]
     kept = sorted((one for path in variants for one in takewhile(_keeps, path)), key=_by_perplexity)
     chosen = kept[0] if kept else None
@@ -184,6 +187,7 @@ def _advice(place: str, cells: list[Cell], grid: Grid, budget: Budget) -> Advice
         _difference(runner_up, chosen) if chosen and runner_up else None,
         unlimited=min((one for path in variants for one in path), key=_by_perplexity),
         closest=min((path[0] for path in variants), key=lambda one: one.excess),
+        unheld=tuple(name for name in named if any(name not in path[0].checkpoints[0].auc for path in variants)),
     )
 
 
@@ -207,9 +211,26 @@ def _difference(worse: Candidate, better: Candidate) -> Effect | None:
 def _candidates(cells: list[Cell], grid: Grid, budget: Budget, level: float) -> list[Candidate]:
     """Every tuned epoch of a variant, in order."""
     cells = sorted(cells, key=lambda cell: (cell.spec.seed, cell.spec.data.seed or 0))
-    attacks = [budget.attack] if budget.attack else list(grid.attacks)
+    attacks = held_to(cells, grid, budget)
     paths = [path_of(cell, attacks) for cell in cells]
     return [_candidate(cells, list(points), budget, level) for points in list(zip(*paths, strict=False))[1:]]
+
+
+def held_to(cells: Sequence[Cell], grid: Grid, budget: Budget) -> list[str]:
+    """The attacks that a variant is held to: the one that is named, or all that have a number at every epoch.
+
+    Raises:
+        UsageError: the one that is named has not.
+    """
+    named = [budget.attack] if budget.attack else list(grid.attacks)
+    points = [Evidence(cell, epoch) for cell in cells for epoch in range(1, cell.epochs + 1)]
+    everywhere = [attack for attack in named if all(attack in point.scores([attack]) for point in points)]
+    if not everywhere:
+        raise UsageError(
+            f"recommend compares every epoch, and {', '.join(named)} has no number at some: hold another attack to the "
+            "budget"
+        )
+    return everywhere
 
 
 def _candidate(cells: list[Cell], points: list[Checkpoint], budget: Budget, level: float) -> Candidate:
@@ -237,7 +258,7 @@ def _highest_rates(
     from imprint.measures import tpr_at_fpr
     from imprint.measures.auc import codes
 
-    highest = dict.fromkeys(attacks, 0.0)
+    highest = dict.fromkeys(attacks, 0.0)  # which all have scores: see `held_to`
     for cell in cells:
         groups = codes(cell.groups("member")), codes(cell.groups("nonmember"))
         for attack, scores in cell.scores(epoch, attacks).items():

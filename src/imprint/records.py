@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +158,9 @@ def prepare(pool: Pool, spec: DataSpec, tokenizer: Any) -> Audit:
     assert spec.max_length is not None  # resolved by the plan,
     assert spec.seed is not None  # and so is this
     planted = read_manifest(spec.canaries).canaries if spec.canaries else ()
+    taken = {e.id for part in pool.parts.values() for e in part} & {c.id for c in planted}
+    if taken:
+        raise DataError(f"{pool.name}: record {min(taken)!r} has the id of a canary: give the records other ids")
     with Templates(tokenizer, spec.loss) as templates:
         encoder = Encoder(tokenizer, spec.max_length, spec.overlong, spec.loss, spec.eos, templates)
         encoded = _Encoding(encoder)
@@ -201,9 +204,13 @@ def tuned_for(audit: Audit, spec: RunSpec) -> Audit:
         half = np.flatnonzero(inside(audit.roles, _groups(audit), spec.data.seed or 0, spec.shadow))
         tuned = (*[audit.scored[n] for n in half] * spec.data.repeat, *audit.beside)
     if spec.train.goldfish:
-        k = spec.train.goldfish  # under ids of their own: hidden states that are kept are those of the scored tokens
-        tuned = tuple(replace(goldfish(record, k), id=f"{record.id} (goldfish)") for record in tuned)
+        tuned = without_some(tuned, spec.train.goldfish)
     return audit if tuned is audit.tuned else replace(audit, tuned=tuned)
+
+
+def without_some(records: Iterable[Encoded], k: int) -> tuple[Encoded, ...]:
+    """As goldfish loss sees them, under ids of their own: hidden states are kept by id, of the scored tokens."""
+    return tuple(replace(goldfish(record, k), id=f"{record.id} (goldfish)") for record in records)
 
 
 def _groups(audit: Audit) -> list[str]:

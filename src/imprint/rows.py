@@ -313,7 +313,12 @@ def _measure(
     yield _row(cell, epoch, "", "perplexity", ppl, "ok")
     of_members, of_nonmembers = cell.groups("member"), cell.groups("nonmember")
     subjects = codes(of_members), codes(of_nonmembers)
-    for attack in [name for name in attacks if evidence.available(name)]:
+    for attack in attacks:
+        if not evidence.available(attack):
+            if reason := evidence.refusal(attack):
+                refused.setdefault(attack, reason)
+                yield _row(cell, epoch, attack, "auc", None, "refused")
+            continue
         try:
             score = evidence.score(attack)
             ins, outs = cell.sides(score)

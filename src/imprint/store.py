@@ -3,7 +3,7 @@
     <out>/recipe.yaml                       the recipe as given
     <out>/recipe.lock.json                  the cells it stands for: run ids and specs
     <out>/base/<key>/                       records.parquet, stats.parquet, meta.json: the untouched model, once
-    <out>/base/<key>/passes/, cells/<run_id>/passes/    evidence that took passes of its own, by kind and epoch
+    <out>/base/<key>/passes/, cells/<run_id>/epochs/03/passes/    evidence that took passes of its own
     <out>/base/<key>/gates/                 what the validity gates need besides (`controls.py`)
     <out>/cells/<run_id>/spec.json
     <out>/cells/<run_id>/epochs/03/         stats.parquet, meta.json; adapter/ (last epoch, and the one of best
@@ -24,7 +24,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,10 +145,20 @@ def table_stats(table: pa.Table) -> TokenStats:
     return TokenStats(ids=np.array(table.column("id").to_pylist(), dtype=np.str_), offsets=offsets, **rows)
 
 
-def read_losses(path: Path) -> NDArray[np.float64]:
-    """[N] mean negative log-likelihood of the records of a file of `write_stats`, without reading the rest of it."""
+def read_losses(path: Path, ids: Sequence[str] | None = None) -> NDArray[np.float64]:
+    """[N] mean negative log-likelihood of the records of a file of `write_stats`, without reading the rest of it.
+
+    Args:
+        ids: of the records that are expected, in their order.
+
+    Raises:
+        ImprintError: it cannot be read, or is of other records.
+    """
     try:
-        column = pq.read_table(path, columns=["logp"]).column("logp").combine_chunks()
+        table = pq.read_table(path, columns=["id", "logp"])
+        column = table.column("logp").combine_chunks()
+        if ids is not None and table.column("id").to_pylist() != list(ids):
+            raise ImprintError(f"{path} is of other records: delete its folder and run the same command again")
     except (pa.ArrowInvalid, OSError) as error:
         raise ImprintError(
             f"{path} cannot be read ({error}): delete its folder and run the same command again"

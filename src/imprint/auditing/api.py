@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from imprint.attacks import evidence_needed
 from imprint.auditing.groups import read_records
 from imprint.auditing.identity import keep_key, key_beside, read_key
 from imprint.claim import check_folder
@@ -123,6 +124,8 @@ def audit(
     asked = {**(data or {}), **({} if loss == "auto" else {"loss": loss})}
     pool, spec = read_records(_data_spec(asked, members), members, nonmembers)
     check_attacks(names, spec, shadows=None)
+    if (blind := [name for name in names if "token_counts" in evidence_needed(name)]) and not show_text:
+        raise UsageError(f"attacks: {blind[0]} needs the tokens, which are not written: allow it with --show-text")
     with _folder(out) as folder:
         check_folder(Store(folder))
         key_file = Path(id_key).expanduser() if id_key else key_beside(folder)

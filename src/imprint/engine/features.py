@@ -51,7 +51,7 @@ def features(model: nn.Module, records: Sequence[Encoded], budget: int, folder: 
     """
     model.eval()
     hidden = forward_of(model).checkpoint()
-    unique = list({record.id: record for record in records}.values())
+    unique = sorted({record.id: record for record in records}.values(), key=lambda record: record.id)
     rows = [int(record.scored.sum()) for record in unique]
     ends = torch.tensor([0, *rows]).cumsum(0).tolist()
     spans = {record.id: (ends[n], ends[n + 1]) for n, record in enumerate(unique)}

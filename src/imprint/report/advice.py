@@ -22,6 +22,9 @@ def advice_text(advice: Advice, called: Terms = RUN) -> list[str]:
     ]
     who = f"by {words.clean(advice.budget.attack)}" if advice.budget.attack else "by every attack"
     lines = [f"{words.clean(advice.place)}; budget: {words.listed(limits)}, {who}, {_bound(advice)}."]
+    if advice.unheld:
+        unheld = words.listed([words.clean(attack) for attack in advice.unheld])
+        lines.append(f"Not held to it, for want of a number at every epoch: {unheld}.")
     if advice.chosen is None:
         closest = advice.closest
         lines.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from imprint.planted import Planted, planted
+from imprint.planted import Planted, all_planted
 from imprint.ranking import Ranking, ranking
 from imprint.report import words
 from imprint.report.apart import Section
@@ -27,7 +27,7 @@ def proven(grid: Grid, withheld: Collection[str]) -> list[Section]:
 
 
 def _canaries(grid: Grid) -> Iterator[Section]:
-    found = [(cell, row) for cell in grid.cells for row in planted(cell)]
+    found = all_planted(grid.cells)
     if not found:
         return
     claims = any(row.claimed is not None for _, row in found)
@@ -35,8 +35,8 @@ def _canaries(grid: Grid) -> Iterator[Section]:
     rows = [_canary(cell, row, claims) for cell, row in found]
     notes = (
         "A coin decided of each canary whether it was tuned on, so that these numbers need no validity gate. ε at "
-        "least: holds with 95% confidence for all copies together; of one record: divided by their number. At most "
-        "provable: what so many canaries would prove if every guess were right.",
+        "least: for all copies together; of one record: divided by their number. At most provable: what so many "
+        "canaries would prove if every guess were right. All rows together hold with 95% confidence.",
         *dict.fromkeys(words.clean(row.reason) for _, row in found if row.reason),
     )
     sheet = Sheet("Canaries at the last epoch", (*header, *(["claimed ε"] if claims else [])), tuple(rows), notes, 2)
@@ -89,8 +89,8 @@ def _rankings(grid: Grid, withheld: Collection[str]) -> Iterator[Section]:
     refused = {words.clean(x) for _, one in found for x in one.agreements.values() if isinstance(x, str)}
     notes = (
         "Rank correlation with the counterfactual memorization of each member (Zhang et al. 2021), and the share of "
-        "the most remembered tenth that an attack puts into its own highest tenth; .100 by chance. Attacks that use the "
-        "shadow models share their errors with this truth, and agree with it a little too well.",
+        "the most remembered tenth that an attack puts into its own highest tenth; .100 by chance. For an attack that "
+        "uses shadow models these are divided in two: it has one half, the truth the other.",
         *sorted(refused),
     )
     lead = [

@@ -10,7 +10,7 @@ from functools import cached_property
 import pandas as pd
 
 from imprint.attacks import ATTACKS, evidence_needed
-from imprint.evidence import BASE_KNOWS_NOTHING
+from imprint.evidence import TUNED_ONLY, says_nothing_of_base
 from imprint.rows import Cell, Grid
 from imprint.types import Interval
 
@@ -25,7 +25,7 @@ def needs_reference(attack: str) -> bool:
     >>> needs_reference("ref"), needs_reference("loss")
     (True, False)
     """
-    return attack in ATTACKS and bool({*evidence_needed(attack)} & {*BASE_KNOWS_NOTHING})
+    return attack in ATTACKS and says_nothing_of_base(attack) and not {*evidence_needed(attack)} & {*TUNED_ONLY}
 
 
 @dataclass(frozen=True)

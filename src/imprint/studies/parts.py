@@ -152,32 +152,34 @@ FEW = 96  # enough for the power gate beside 300 non-members
 def remedies(setting: Setting) -> list[Part]:
     """LoRA on the first data set as it is and with one remedy at a time, then every method with and without privacy.
 
-    The same canaries are in all of them, so that what private training promises stands beside what it shows. Without
-    Opacus nothing is trained privately.
+    The latter once more with canaries, so that what private training promises stands beside what it shows: apart,
+    because canaries are none of the data, and a method that follows them learns less of the rest. Without Opacus
+    nothing is trained privately.
     """
-    data = {**setting.data[0], "canaries": str(CANARIES)}
+    data = setting.data[0]
+    planted = {**data, "canaries": str(CANARIES)}
 
     def part(methods: Sequence[Method], data: Mapping[str, Any] = data, **train: Any) -> Part:
         return replace(_part(setting, setting.model, data, methods, epochs=half(setting), **train), search=False)
 
     smaller = [{"lora": options} for options in ({"rank": 1}, {"placement": "attention"}, {"dropout": 0.1})]
-    others = [method for method in PAPER_METHODS if method != "lora"]
-    trained = ({"weight_decay": 0.1}, {"goldfish": 4}, {"stop": {"attack": "ref", "auc": 0.6}})
-    parts = [part(["lora", *smaller, *others])]
-    parts += [part(["lora"], **differently) for differently in trained]
-    parts.append(part(["lora"], {**data, "repeat": 4}))
+    trained = ({"weight_decay": 0.1}, {"goldfish": 4}, {"stop": {"attack": "ref", "auc": 0.7}})
+    parts = [part([*PAPER_METHODS, *smaller]), *(part(["lora"], **differently) for differently in trained)]
+    parts += [part(["lora"], {**data, "repeat": 4}), part(PAPER_METHODS, planted)]
     if find_spec("opacus"):
-        parts += [part(PAPER_METHODS, dp={"epsilon": 8, **PRIVATE}), part(["lora"], dp={"epsilon": 2, **PRIVATE})]
+        strong, weak = ({"epsilon": epsilon, **PRIVATE} for epsilon in (2, 8))
+        for records in (data, planted):
+            parts += [part(PAPER_METHODS, records, dp=weak), part(["lora"], records, dp=strong)]
     return parts
 
 
 CANARIES = Path(__file__).parent / "canaries.json"
 """`imprint canaries make --model tiny/gpt2-medium --count 200 --family digits --family names --family rare
 --repetitions 1 --seed 0`."""
-PRIVATE = {"clip": 0.01}
+PRIVATE = {"clip": 0.01, "delta": 1e-5}
 """Below the norm of nearly every record's gradient, so that all weigh alike and no noise is added for the sake of a few
-large ones; AdamW makes up for the scale. Default learning rates are then right for private training as well: see
-docs/remedies.md."""
+large ones; AdamW makes up for the scale. Default learning rates then suit private training as well (docs/remedies.md).
+A δ that is small beside one over the number of canaries, or these could prove next to nothing."""
 
 
 def _lora(place: str, rank: int) -> dict[str, Any]:
