@@ -65,7 +65,7 @@ _RANKINGS = pa.schema(
         *_CELL,
         ("metric", pa.string()),
         *((name, pa.float64()) for name in ("value", "low", "high", "ceiling")),
-        ("records", pa.int64()),
+        *((name, pa.int64()) for name in ("records", "shadows")),
         ("reason", pa.string()),
     ]
 )
@@ -154,7 +154,7 @@ def _risk_rows(cell: Cell, found: Ranking) -> Iterator[dict[str, Any]]:
 
 def _ranking_rows(cell: Cell, found: Ranking) -> Iterator[dict[str, Any]]:
     for attack, one in found.agreements.items():
-        common = {"run_id": cell.run_id, "epoch": found.epoch, "attack": attack}
+        common = {"run_id": cell.run_id, "epoch": found.epoch, "attack": attack, "shadows": found.shadows}
         if isinstance(one, str):
             yield {**common, "metric": "spearman", "reason": one}
             continue

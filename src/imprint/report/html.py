@@ -70,7 +70,7 @@ def _content(grid: Grid, frame: pd.DataFrame) -> dict[str, Any]:
         "curves_note": about_curves(grid, measured),
         "curves": [_marked(panels) for panels in curve_panels(grid, measured)] if drawn else [],
         "sections": [
-            _section(one) for one in [*sections(grid, measured, shut, _MOST, texts=True), *proven(grid, shut)]
+            _section(one) for one in [*sections(grid, measured, shut, _MOST, texts=True), *proven(grid, shut, _MOST)]
         ],
         "densities": [_marked(panels) for panels in density_panels(grid, measured)],
         "records": annex.records_table(grid),

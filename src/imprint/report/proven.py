@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from itertools import islice
+
+import pandas as pd
 
 from imprint.planted import Planted, all_planted
-from imprint.ranking import Ranking, ranking
 from imprint.report import words
 from imprint.report.apart import Section
 from imprint.report.sheet import Entry, Sheet
-from imprint.risk import Agreement
 from imprint.rows import Cell, Grid
+from imprint.store import read_table
 from imprint.types import Interval
 
 
-def proven(grid: Grid, withheld: Collection[str]) -> list[Section]:
+def proven(grid: Grid, withheld: Collection[str], most: int) -> list[Section]:
     """Canaries, where records are some; agreement of attacks with shadow models, where there are any.
 
     Args:
         withheld: keys of bases whose gates are not all green.
+        most: attacks that are shown of each cell, those that rank best.
     """
-    return [*_canaries(grid), *_rankings(grid, withheld)]
+    return [*_canaries(grid), *_rankings(grid, withheld, most)]
 
 
 # ---- canaries: coins decided, so no gate is needed for them
@@ -76,41 +79,46 @@ def _interval(x: Interval | None) -> Entry:
 # ---- shadow models
 
 
-def _rankings(grid: Grid, withheld: Collection[str]) -> Iterator[Section]:
-    found = [(cell, one) for cell in grid.cells if (one := ranking(cell, grid.attacks))]
+def _rankings(grid: Grid, withheld: Collection[str], most: int) -> Iterator[Section]:
+    """From rankings.parquet, which took thousands of drawings (`details`)."""
+    file = grid.path / "rankings.parquet"
+    if not file.exists():
+        return
+    table = read_table(file).to_pandas()
+    found = [(cell, rows) for cell in grid.cells if len(rows := table[table.run_id == cell.run_id])]
     if not found:
         return
-    rows = [
-        (words.clean(cell.label), words.clean(attack), *_agreement(value))
-        for cell, one in found
-        for attack, value in _ordered(one)
-        if isinstance(value, Agreement)
-    ]
-    refused = {words.clean(x) for _, one in found for x in one.agreements.values() if isinstance(x, str)}
     notes = (
         "Rank correlation with the counterfactual memorization of each member (Zhang et al. 2021), and the share of "
         "the most remembered tenth that an attack puts into its own highest tenth; .100 by chance. For an attack that "
         "uses shadow models these are divided in two: it has one half, the truth the other.",
-        *sorted(refused),
+        *sorted({words.clean(reason) for _, rows in found for reason in rows.reason if reason}),
     )
-    lead = [
-        f"{words.clean(cell.label)}: by {one.shadows} shadow models; a ranking by the truth itself would correlate by "
-        f"about {words.share(one.truth.ceiling)}."
-        for cell, one in found
-    ]
-    sheet = Sheet("Who is at risk: attacks against shadow models", _HEADER, tuple(rows), notes, 2)
-    yield Section("Records ranked", tuple(lead), (sheet,), any(cell.base.name in withheld for cell, _ in found))
+    body = tuple(line for cell, rows in found for line in islice(_ranked(cell, rows), most))
+    if len(grid.attacks) > most:
+        notes = (*notes, f"Shown are the {most} that rank best; rankings.parquet has all.")
+    sheet = Sheet("Who is at risk: attacks against shadow models", _HEADER, body, notes, 2)
+    lead = tuple(line for cell, rows in found for line in _reachable(cell, rows))
+    yield Section("Records ranked", lead, (sheet,), any(cell.base.name in withheld for cell, _ in found))
 
 
 _HEADER = ("cell", "attack", "rank correlation", "of the top tenth")
 
 
-def _ordered(one: Ranking) -> list[tuple[str, Agreement | str]]:
-    def key(item: tuple[str, Agreement | str]) -> float:
-        return -item[1].spearman.value if isinstance(item[1], Agreement) else 0.0
+def _ranked(cell: Cell, rows: pd.DataFrame) -> Iterator[tuple[Entry | str, ...]]:
+    """The attacks of a cell, the one that ranks best first."""
+    known = rows[rows.value.notna()]
+    top = known[known.metric == "top_tenth"].set_index("attack")
+    for row in known[known.metric == "spearman"].sort_values("value", ascending=False, kind="stable").itertuples():
+        tenth = top.loc[row.attack]
+        pair = Interval(row.value, row.low, row.high), Interval(tenth.value, tenth.low, tenth.high)
+        yield (words.clean(cell.label), words.clean(row.attack), *map(_interval, pair))
 
-    return sorted(one.agreements.items(), key=key)
 
-
-def _agreement(found: Agreement) -> tuple[Entry, Entry]:
-    return _interval(found.spearman), _interval(found.precision)
+def _reachable(cell: Cell, rows: pd.DataFrame) -> Iterator[str]:
+    ceilings = rows.ceiling.dropna()
+    if len(ceilings):
+        yield (
+            f"{words.clean(cell.label)}: by {rows.shadows.iloc[0]} shadow models; a ranking by the truth itself would "
+            f"correlate by about {words.share(float(ceilings.iloc[0]))}."
+        )

@@ -35,7 +35,7 @@ def print_summary(grid: Grid, frame: pd.DataFrame, console: Console) -> None:
     console.print()
     for block in narrow_blocks(grid, rows):
         print_block(block.title, block.keys, block.columns, block.rows, console)
-    for section in [*sections(grid, curves(frame), shut, MOST), *proven(grid, shut)]:
+    for section in [*sections(grid, curves(frame), shut, MOST), *proven(grid, shut, MOST // 2)]:
         _lines([_heading(section)], console, "bold")
         _lines(section.lead, console)
         console.print()
@@ -67,7 +67,7 @@ def to_markdown(grid: Grid, frame: pd.DataFrame) -> str:
     told += ["**Validity gates**", "\n".join(f"- {escaped(line)}" for line in gate_lines(found))]
     for block in blocks(grid, rows):
         told += [f"**{block.title}**", markdown([*block.keys, *block.columns], block.rows)]
-    for section in [*sections(grid, curves(frame), shut, MOST), *proven(grid, shut)]:
+    for section in [*sections(grid, curves(frame), shut, MOST), *proven(grid, shut, MOST // 2)]:
         told += [f"**{_heading(section)}**", escaped(" ".join(section.lead))]
         told += [sheet.to_markdown(one).rstrip() for one in section.sheets]
     notes = "\n".join(f"- {escaped(note)}" for note in all_notes(grid, rows))
