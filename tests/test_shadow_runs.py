@@ -391,6 +391,33 @@ def test_private_training_cannot_look_at_the_members_to_stop(gpt2, data, tmp_pat
         imprint.run(recipe(gpt2, data, attacks=["ref"], train=train), tmp_path / "none")
 
 
+def test_a_grid_whose_only_attack_has_no_number_on_the_base(gpt2, data, tmp_path):
+    frame = imprint.run(recipe(gpt2, data, attacks=["lira"], method=["head"]), tmp_path / "run")
+    assert set(frame[frame.metric == "auc"].epoch) == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"shadows": 2}, "shadows: 2 say nothing of a record: set 0, or 4 or more"),
+        ({"train": {"dp": {"epsilon": 8}}, "data": {"repeat": 2}}, "`train.dp` protects what is told once"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(gpt2, data, tmp_path, change, sentence):
+    document = recipe(gpt2, data, attacks=["loss"], shadows=0)
+    document |= {key: {**document[key], **part} if isinstance(part, dict) else part for key, part in change.items()}
+    with pytest.raises(UsageError, match=sentence):
+        imprint.run(document, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_labels_name_what_differs_and_is_there(gpt2, data):
+    train = [{"epochs": 1}, {"epochs": 1, "goldfish": 3}, {"epochs": 1, "stop": {"auc": 0.6}}]
+    train += [{"epochs": 1, "dp": {"epsilon": 8}}]
+    cells = plan(read_recipe(recipe(gpt2, data, attacks=["loss"], shadows=0, method=["head"], train=train))).cells
+    assert [cell.label for cell in cells] == ["head", "head goldfish=3", "head stop=0.6", "head dp=8"]
+
+
 # ---- canaries in a run
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imprint.attacks import evidence_needed, run_attack
-from imprint.errors import ImprintError
+from imprint.attacks.evidence import LEAST_SHADOWS
+from imprint.errors import ImprintError, InvalidAudit
 from imprint.evidence import Evidence
 from imprint.risk import Agreement, Memorization, agreement, counterfactual
 from imprint.rows import Cell
@@ -67,7 +68,13 @@ def apart(evidence: Mapping[str, Any] | Evidence, attack: str, rows: NDArray[np.
     Models 2j and 2j + 1 have the two halves of one division, so every other pair goes to either.
     """
     shadows: Shadows = evidence["shadows"]
-    pair = np.arange(shadows.losses.shape[1]) // 2 % 2
+    count = shadows.losses.shape[1]
+    if count < 2 * LEAST_SHADOWS:
+        raise InvalidAudit(
+            f"ranking by attacks that use shadow models takes {2 * LEAST_SHADOWS}, half for the attack and half for "
+            f"the truth, and there are {count}"
+        )
+    pair = np.arange(count) // 2 % 2
     his, other = (Shadows(shadows.losses[:, pair == n], shadows.inside[:, pair == n]) for n in (0, 1))
     pieces = {name: his if name == "shadows" else evidence[name] for name in evidence_needed(attack)}
     return agreement(run_attack(attack, **pieces)[rows], counterfactual(other.select(rows)).values, groups)

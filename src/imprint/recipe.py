@@ -57,8 +57,8 @@ class Recipe(Strict):
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Draws the initial values, the order and, unless `data.seed` is given, the split."""
     shadows: int = Field(default=0, ge=0)
-    """Models tuned besides like each cell, on random halves of members and non-members: for `lira`, `lira_offline`,
-    `rmia`, and what each record is really remembered by."""
+    """Models tuned besides like each cell, on random halves of members and non-members, 4 or more: for `lira`,
+    `lira_offline`, `rmia`, and how much each record is remembered; to rank records by these attacks too, 8 or more."""
 
     @field_validator("model", "data", mode="before")
     @classmethod
@@ -172,7 +172,7 @@ def read_recipe(recipe: RecipeLike, overrides: Iterable[str] = ()) -> Document:
     return document  # type: ignore[no-any-return]
 
 
-def key_values(given: Iterable[str], option: str) -> dict[str, Any]:
+def key_values(given: Iterable[str], option: str, example: str = "train.epochs=3") -> dict[str, Any]:
     """What `KEY=VALUE` says, values in YAML.
 
     Raises:
@@ -182,7 +182,7 @@ def key_values(given: Iterable[str], option: str) -> dict[str, Any]:
     for one in given:
         key, equals, value = one.partition("=")
         if not equals or not key:
-            raise UsageError(f"{option} {one!r}: expected KEY=VALUE, as in train.epochs=3")
+            raise UsageError(f"{option} {one!r}: expected KEY=VALUE, as in {example}")
         found[key] = read_yaml(value, f"{option} {key}")
     return found
 
@@ -280,12 +280,14 @@ def check_attacks(attacks: Sequence[str], data: DataSpec, shadows: int | None = 
         UsageError: an attack needs what the recipe does not provide.
     """
     outside = data.validation or data.auxiliary
+    apart = "set data.auxiliary" if shadows is not None else "set some apart with auxiliary (--auxiliary 200)"
+    nobodys = "" if outside else f"records that nobody tuned on and nobody evaluates: {apart}"
     missing = {
-        "known": "" if data.auxiliary else "records to learn from: set data.auxiliary, to 200 for example",
-        "prefixed_members": "" if data.auxiliary else "tuned records outside the evaluated ones: set data.auxiliary",
-        "population": "" if outside else "records that nobody tuned on and nobody evaluates: set data.auxiliary",
-        "prefixed": "" if outside else "records that nobody tuned on and nobody evaluates: set data.auxiliary",
-        "token_counts": "" if outside else "records that nobody tuned on and nobody evaluates: set data.auxiliary",
+        "known": "" if data.auxiliary else f"records to learn from: {apart}",
+        "prefixed_members": "" if data.auxiliary else f"tuned records outside the evaluated ones: {apart}",
+        "population": nobodys,
+        "prefixed": nobodys,
+        "token_counts": nobodys,
         "shadows": "models tuned on halves of the records, which only `imprint run` makes",
     }
     if shadows is not None:
@@ -350,8 +352,15 @@ def _resolve(recipe: Recipe, pools: dict[str, Pool], dtype_of: Any) -> PlannedCe
                 f"{recipe.model.quantize}: leave quantize out, or use another method"
             )
         require(recipe.model.quantize)
-    if recipe.train.stop and not one_pass([recipe.train.stop.attack]):
-        raise UsageError(f"train.stop.attack: {recipe.train.stop.attack} needs more than the scores of an epoch")
+    if recipe.train.stop:
+        if recipe.train.stop.attack not in ATTACKS:
+            raise UsageError(f"train.stop.attack: {unknown('attack', recipe.train.stop.attack, ATTACKS)}")
+        if not one_pass([recipe.train.stop.attack]):
+            raise UsageError(f"train.stop.attack: {recipe.train.stop.attack} needs more than the scores of an epoch")
+    if 0 < recipe.shadows < LEAST_SHADOWS:
+        raise UsageError(f"shadows: {recipe.shadows} say nothing of a record: set 0, or {LEAST_SHADOWS} or more")
+    if recipe.train.dp and recipe.data.repeat > 1:
+        raise UsageError("data.repeat: `train.dp` protects what is told once: leave one of them out")
     if recipe.train.dp and recipe.train.stop:
         raise UsageError(
             "train: `stop` looks at the members, which the ε of `dp` does not cover: leave one of them out"
@@ -360,6 +369,12 @@ def _resolve(recipe: Recipe, pools: dict[str, Pool], dtype_of: Any) -> PlannedCe
         from imprint.tuning.private import require as require_opacus
 
         require_opacus()
+    planted = read_manifest(recipe.data.canaries) if recipe.data.canaries else None
+    if planted and recipe.train.dp and any(canary.repetitions > 1 for canary in planted.canaries):
+        raise UsageError(
+            f"data.canaries: `train.dp` protects what is told once, and some of {recipe.data.canaries} are told more "
+            "often: make others with --repetitions 1"
+        )
     located = locate(recipe.model)
     method = resolve_method(recipe.method, located.hidden_size, recipe.train.learning_rate)
     key = content_key(recipe.data.model_dump(include={"source", "format", "id", "group", "subgroup", "split", "loss"}))
@@ -370,7 +385,7 @@ def _resolve(recipe: Recipe, pools: dict[str, Pool], dtype_of: Any) -> PlannedCe
             "fingerprint": pool.fingerprint,
             "max_length": _max_length(data.max_length, method, located),
             "seed": recipe.seed if data.seed is None else data.seed,
-            "sealed": read_manifest(data.canaries).seal if data.canaries else "",
+            "sealed": planted.seal if planted else "",
         }
     )
     dtype = dtype_of(recipe.model.dtype)
@@ -403,7 +418,8 @@ def _labelled(cells: list[PlannedCell]) -> tuple[PlannedCell, ...]:
     """Labels that name the method and those of its settings that differ within the grid."""
 
     def settings(cell: PlannedCell) -> dict[str, Any]:
-        train = cell.spec.train.model_dump(exclude={"learning_rate"})
+        spec = cell.spec.train
+        train = {key: getattr(spec, key) for key in TrainSpec.model_fields if key != "learning_rate"}
         options = dict(cell.spec.method.options)
         if options.get("alpha") == 2 * options.get("rank", 0):
             options.pop("alpha")  # the default, which follows the rank
@@ -417,13 +433,13 @@ def _labelled(cells: list[PlannedCell]) -> tuple[PlannedCell, ...]:
             if (other.spec.model, other.spec.method.name) == (cell.spec.model, cell.spec.method.name)
         ]
         own = settings(cell)
-        varying = [key for key in own if any(peer.get(key) != own[key] for peer in peers)]
+        varying = [key for key in own if own[key] is not None and any(peer.get(key) != own[key] for peer in peers)]
         return " ".join([cell.spec.method.name, *(f"{key}={_short(own[key])}" for key in varying)])
 
     return tuple(dataclasses.replace(cell, label=label(cell)) for cell in cells)
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return "/".join(_short(part) for part in value.values() if part is not None)
+    if isinstance(value, Strict):
+        return "/".join(_short(part) for part in value.model_dump(exclude_defaults=True).values())
     return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)

@@ -13,8 +13,9 @@ import pandas as pd
 from imprint.errors import UsageError, unknown
 from imprint.gates.judge import Gate
 from imprint.report.audited import title
-from imprint.report.notes import Records, records
+from imprint.report.notes import Records, records, refused
 from imprint.report.readings import (
+    ABSENT,
     LIMITS,
     UNFINISHED,
     Curve,
@@ -188,16 +189,22 @@ def _held(grid: Grid, curve: Curve, epoch: int) -> list[Held]:
     budget: dict[str, Any] = grid.budget or {}
     attacks = [budget["attack"]] if budget.get("attack") else grid.attacks
     limits = {metric: budget[metric] for metric in LIMITS if budget.get(metric) is not None} or {"auc": None}
+    why = refused(grid)
     return [
-        Held(attack, metric, _reading(curve, epoch, attack, metric), limit)
+        Held(attack, metric, _reading(curve, epoch, attack, metric, why.get(attack)), limit)
         for metric, limit in limits.items()
         for attack in attacks
     ]
 
 
-def _reading(curve: Curve, epoch: int, attack: str, metric: str) -> Reading:
-    """On the base itself an attack that compares with it is at chance with no uncertainty."""
+def _reading(curve: Curve, epoch: int, attack: str, metric: str, why: str | None) -> Reading:
+    """With the reason where an attack was refused.
+
+    On the base itself an attack that compares with it is at chance with no uncertainty.
+    """
     found = curve.get(epoch, attack, metric)
+    if found.interval is None and found.status in ("refused", ABSENT.status) and why:
+        return replace(found, status=clean(why).rstrip("."))
     if epoch or found.interval is None or not needs_reference(attack):
         return found
     return replace(found, interval=Interval(*[found.interval.value] * 3))

@@ -232,6 +232,8 @@ def load_grid(path: str | Path) -> Grid:
     Raises:
         ImprintError: the folder holds no run.
     """
+    if (Path(path) / "canary_audit.md").exists():
+        raise UsageError(f"{path} holds an audit by canaries: its table is in canary_audit.md")
     store = Store.at(Path(path))
     lock = store.lock()
     cells = tuple(_cell(store, entry) for entry in lock["cells"])
@@ -284,6 +286,8 @@ def write_results(grid: Grid) -> pd.DataFrame:
 
 
 def _score_table(cell: Cell, epoch: int, scores: dict[str, Floats]) -> pa.Table:
+    if not scores:
+        return _SCORES.empty_table()
     audited = np.concatenate([cell.rows("member"), cell.rows("nonmember")])
     ids, member = cell.records["id"].to_numpy()[audited], np.isin(audited, cell.rows("member"))
     n, count = len(scores), len(audited)
@@ -293,7 +297,7 @@ def _score_table(cell: Cell, epoch: int, scores: dict[str, Floats]) -> pa.Table:
         "record_id": np.tile(ids, n),
         "member": np.tile(member, n),
         "attack": np.repeat(list(scores), count),
-        "score": np.concatenate([s[audited] for s in scores.values()]) if scores else np.zeros(0),
+        "score": np.concatenate([s[audited] for s in scores.values()]),
     }
     return pa.table(columns, schema=_SCORES)
 

@@ -37,13 +37,16 @@ def all_notes(grid: Grid, rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def refused_note(grid: Grid) -> list[str]:
-    """Why an attack has no number somewhere."""
+def refused(grid: Grid) -> dict[str, str]:
+    """Attack → why it has no number somewhere."""
     file = grid.path / "refused.json"
-    refused: dict[str, str] = read_json(file) if file.exists() else {}
-    return [
-        f"{words.clean(attack)} is refused: {words.clean(reason).rstrip('.')}." for attack, reason in refused.items()
-    ]
+    return dict(read_json(file)) if file.exists() else {}
+
+
+def refused_note(grid: Grid) -> list[str]:
+    """The same in sentences."""
+    told = refused(grid).items()
+    return [f"{words.clean(attack)} is refused: {words.clean(reason).rstrip('.')}." for attack, reason in told]
 
 
 def reasons(rows: Iterable[Row], called: Terms) -> list[str]:

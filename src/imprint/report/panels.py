@@ -137,7 +137,8 @@ def _leading(grid: Grid, measured: dict[str, Curve]) -> str:
 
 def frontier_panels(grid: Grid, measured: dict[str, Curve]) -> list[Panels]:
     """For every model and data: leakage by the attack that found most, against validation perplexity."""
-    attack = max(grid.attacks, key=lambda a: max((_highest(c, a) for c in measured.values()), default=0.0))
+    whole = [attack for attack in grid.attacks if all(_everywhere(curve, attack) for curve in measured.values())]
+    attack = max(whole or grid.attacks, key=lambda a: max((_highest(c, a) for c in measured.values()), default=0.0))
     called, panels = terms(grid), []
     for title, cells, labels in _sources(grid, measured):
         colour = {label: number for number, label in enumerate(labels)}
@@ -151,6 +152,11 @@ def frontier_panels(grid: Grid, measured: dict[str, Curve]) -> list[Panels]:
         heading = f"Utility against leakage ({attack})"
         panels.append(Panels(title, [frontier_chart(heading, about, series, x_name=called.utility)]))
     return panels
+
+
+def _everywhere(curve: Curve, attack: str) -> bool:
+    """Whether an attack has a number wherever perplexity has one, from the base on."""
+    return all(curve.get(e, attack).interval for e in curve.epochs if math.isfinite(curve.perplexity(e).value))
 
 
 def _frontier(curve: Curve, attack: str, label: str, colour: int) -> Series:
