@@ -16,6 +16,7 @@ from imprint.attacks import evidence_needed, run_attack
 from imprint.errors import ImprintError, InvalidAudit, UsageError, first_line
 from imprint.halves import inside
 from imprint.passes import PASSES
+from imprint.passes.bench import OUTSIDE
 from imprint.store import CellFolder, read_json, read_losses, read_table
 from imprint.types import Floats, Shadows, TokenStats
 
@@ -112,11 +113,10 @@ def _trace(of: Evidence) -> Floats:
 
 def _token_counts(of: Evidence) -> NDArray[np.int64] | None:
     """Of the records nobody tuned on and nobody is evaluated on: a corpus of the same kind of text."""
-    vocabulary = of.cell.base_meta.get("vocabulary")
-    if vocabulary is None or not of.cell.role_in("auxiliary_out", "validation").any():
+    vocabulary, outside = of.cell.base_meta.get("vocabulary"), of["population"]
+    if vocabulary is None or outside is None:
         return None
-    tokens = of.cell.reference.select(of.cell.role_in("auxiliary_out", "validation")).tokens
-    return np.bincount(tokens, minlength=vocabulary)
+    return np.bincount(of.cell.reference.select(outside).tokens, minlength=vocabulary)
 
 
 def _known(of: Evidence) -> Floats | None:
@@ -127,7 +127,7 @@ def _known(of: Evidence) -> Floats | None:
 
 
 def _population(of: Evidence) -> NDArray[np.bool_] | None:
-    outside = of.cell.role_in("auxiliary_out", "validation")
+    outside = of.cell.role_in(*OUTSIDE)
     return outside if outside.any() else None
 
 
@@ -183,5 +183,5 @@ _PIECES: dict[str, Callable[[Evidence], Any]] = {
     "known": _known,
     "population": _population,
     "shadows": _shadows,
-    **{name: _measured(name) for name in ("lowercase", "neighbours", "prefixed", "prefixed_members", "gradient_norm")},
+    **{name: _measured(name) for name in PASSES},
 }

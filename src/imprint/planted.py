@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from imprint.canaries.judge import centred
 from imprint.errors import ImprintError
 from imprint.evidence import Evidence
 from imprint.measures import auc
@@ -52,7 +51,7 @@ class Planted:
 
 def all_planted(cells: Sequence[Cell]) -> list[tuple[Cell, Planted]]:
     """The canaries of several cells: all bounds together hold with 95% confidence (Bonferroni)."""
-    count = sum(len(planted(cell)) for cell in cells)
+    count = sum(len(_numbers(cell)) for cell in cells)
     return [(cell, row) for cell in cells for row in planted(cell, SIGNIFICANCE / max(count, 1))]
 
 
@@ -62,19 +61,18 @@ def planted(cell: Cell, significance: float = SIGNIFICANCE) -> list[Planted]:
     A score is what tuning gained on a canary in nats, less the mean gain of its family told as often, in or out: what
     they have in common is no sign of any of them, and a mean over both knows nothing of the coins.
     """
-    if not cell.epochs or "repetitions" not in cell.records or not cell.role_in("canary_in", "canary_out").any():
+    if not len(_numbers(cell)):
         return []
     gain = Evidence(cell, cell.epochs).score("ref") * cell.records["scored_tokens"].to_numpy()
     return list(_by_copies(cell, gain, significance))
 
 
 def _by_copies(cell: Cell, gain: Floats, significance: float) -> Iterator[Planted]:
-    copies = cell.records["repetitions"].to_numpy(np.float64, na_value=0.0)
-    families = cell.records["family"].to_numpy()
+    copies, families = _copies(cell), cell.records["family"].to_numpy()
     inside, spent = cell.role_in("canary_in"), cell.folder.meta(cell.epochs).get("privacy") or {}
-    for count in np.unique(copies[copies > 0]):
+    for count in _numbers(cell):
         rows = copies == count
-        scores, coins = _centred(gain[rows], families[rows]), inside[rows]
+        scores, coins = centred(gain[rows], families[rows].tolist()), inside[rows]
         interval, found, reason = None, None, ""
         try:
             interval = auc(scores[coins], scores[~coins])
@@ -84,7 +82,15 @@ def _by_copies(cell: Cell, gain: Floats, significance: float) -> Iterator[Plante
         yield Planted(cell.epochs, int(count), int(rows.sum()), interval, found, spent.get("epsilon"), reason)
 
 
-def _centred(gain: Floats, families: NDArray[Any]) -> Floats:
-    _, of = np.unique(families.astype(str), return_inverse=True)
-    means = np.bincount(of.reshape(-1), gain) / np.bincount(of.reshape(-1))
-    return np.asarray(gain - means[of.reshape(-1)], np.float64)
+def _copies(cell: Cell) -> Floats:
+    """[N] how often each record is told as a canary; 0: it is none."""
+    copies: Floats = cell.records["repetitions"].to_numpy(np.float64, na_value=0.0)
+    return copies
+
+
+def _numbers(cell: Cell) -> Floats:
+    """The different numbers of copies; none where there are no canaries, or nothing was tuned."""
+    if not cell.epochs or "repetitions" not in cell.records:
+        return np.zeros(0)
+    copies = _copies(cell)
+    return np.unique(copies[copies > 0])

@@ -89,7 +89,7 @@ def prepare_folders(
     if target.reference.fingerprint != target.base.fingerprint:
         compared = Base.of(target.reference, model, runtime)
     tokenizer = load_tokenizer(target.base, target.tokenizer)
-    _check_same_tokens(target, tokenizer, pool)
+    check_same_tokens(target, tokenizer, pool)
     doubts = tuple(_doubts(target, pool, tokenizer, template))
     if template is not None:
         tokenizer.chat_template = template
@@ -97,14 +97,14 @@ def prepare_folders(
     data = resolve_sizes(data, private).model_copy(
         update={
             "fingerprint": private.fingerprint,
-            "max_length": _max_length(data.max_length, target),
+            "max_length": room_for(data.max_length, target),
             "seed": data.seed or 0,
-            "tokenizer": _tokenizer_key(target, template),
+            "tokenizer": tokenizer_key(target, template),
         }
     )
     span = None
     if loss == "auto":
-        span = trained_span(pool, data, tokenizer, base, lambda: _load(target.tuned[-1], base))
+        span = trained_span(pool, data, tokenizer, base, lambda: load_tuned(target.tuned[-1], base))
     data = data.model_copy(update={"loss": (span.loss if span else "target") if loss == "auto" else loss})
     audit = hidden_audit(replace(prepare(pool, data, tokenizer), private=not show_text), key)
     other = None
@@ -148,7 +148,7 @@ def audit_folders(
         ledger.measure_passes(0, ready.compared.model, *further)
         for number in left:
             one = ready.target.tuned[number - 1]
-            model = _load(one, ready.base)
+            model = load_tuned(one, ready.base)
             if number > done:
                 stats, cost, sizes = _scored(model, one, ready.base, ready.audit, progress)
                 ledger.write(stats, one.name, cost, fingerprint=one.fingerprint, **sizes)
@@ -161,7 +161,7 @@ def score_tuned(
     one: Tuned, base: Base, audit: Audit, progress: Progress
 ) -> tuple[TokenStats, dict[str, Any], dict[str, int]]:
     """Load a checkpoint and score it: its scores, what they cost, and its tuned and all parameters."""
-    return _scored(_load(one, base), one, base, audit, progress)
+    return _scored(load_tuned(one, base), one, base, audit, progress)
 
 
 def _scored(
@@ -179,7 +179,7 @@ def _scored(
     return stats, cost, {"trainable": own, "parameters": total}
 
 
-def _load(one: Tuned, base: Base) -> nn.Module:
+def load_tuned(one: Tuned, base: Base) -> nn.Module:
     """The tuned model; a whole one takes the place of the base in memory."""
     if isinstance(one.what, Adapter):
         return attach(base.model, one.what)  # type: ignore[no-any-return]
@@ -187,7 +187,7 @@ def _load(one: Tuned, base: Base) -> nn.Module:
     return load_model(one.what, base.dtype, base.device, base.quantize, base.device_map)
 
 
-def _max_length(given: int | None, target: Target) -> int:
+def room_for(given: int | None, target: Target) -> int:
     """Tokens kept of a text: what fits into the context behind the virtual tokens, at most 1,024 unless asked for."""
     room = target.base.context - target.virtual
     if given and given > room:
@@ -208,13 +208,13 @@ def _doubts(target: Target, pool: Pool, tokenizer: Any, template: str | None) ->
         yield "A template is given, and these records are no chats: it is not used"
 
 
-def _tokenizer_key(target: Target, template: str | None) -> str:
+def tokenizer_key(target: Target, template: str | None) -> str:
     """What sets the tokens apart from those of the base's own tokenizer; empty where nothing does."""
     own = tokenizer_fingerprint(target.tokenizer) if target.tokenizer else ""
     return own if template is None else hashlib.sha256(f"{own}\n{template}".encode()).hexdigest()
 
 
-def _check_same_tokens(target: Target, tokenizer: Any, pool: Pool) -> None:
+def check_same_tokens(target: Target, tokenizer: Any, pool: Pool) -> None:
     """The tuned model, its base and what it is compared with must be given the same tokens for the same text.
 
     The tokenizer beside an adapter is a stranger's: one that writes texts otherwise would hide what was learned.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -159,6 +159,15 @@ def _centred(gains: Floats, manifest: Manifest) -> Floats:
     """
     common = Counter(canary.template for canary in manifest.canaries)
     kinds = [(c.family, c.prompt if common[c.template] > 1 else "", c.repetitions) for c in manifest.canaries]
+    return centred(gains, kinds)
+
+
+def centred(gains: Floats, kinds: Sequence[Hashable]) -> Floats:
+    """[N] each gain less the mean of its kind, which knows nothing of the coins.
+
+    >>> centred(np.array([1.0, 3.0, 5.0]), ["digits", "digits", "names"]).tolist()
+    [-1.0, 1.0, 0.0]
+    """
     numbers = {kind: n for n, kind in enumerate(dict.fromkeys(kinds))}
     of = np.array([numbers[kind] for kind in kinds])
     means = np.bincount(of, gains) / np.bincount(of)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from imprint.auditing.folders import _check_same_tokens, _load, _max_length, _tokenizer_key, score_tuned
+from imprint.auditing.folders import check_same_tokens, load_tuned, room_for, score_tuned, tokenizer_key
 from imprint.auditing.ledger import Ledger, base_key, check_same, finish, open_ledger
 from imprint.auditing.target import Target
 from imprint.canaries.check import Check, Checker
@@ -97,7 +97,7 @@ def score_canaries(
     if template is not None:
         tokenizer.chat_template = template
     with Templates(tokenizer) as templates:
-        checker = Checker(tokenizer, _max_length(max_length, target), templates=templates)
+        checker = Checker(tokenizer, room_for(max_length, target), templates=templates)
         check = checker.whole(manifest.included, telling)
         check.must_pass()
         ready = _prepared(manifest, telling, target, runtime, checker, own)
@@ -129,7 +129,7 @@ def _prepared(
         other = model.model_copy(update=place)
     examples = tuple(telling.examples([(c.id, c.prompt, c.secret) for c in manifest.canaries]))
     pool = Pool("canaries", {"member": examples})
-    _check_same_tokens(target, checker.tokenizer, pool)
+    check_same_tokens(target, checker.tokenizer, pool)
     changed = checker.tokenizer.chat_template if checker.tokenizer.chat_template != template else None
     data = telling.spec.model_copy(
         update={
@@ -137,7 +137,7 @@ def _prepared(
             "sealed": manifest.seal,
             "max_length": checker.max_length,
             "seed": 0,
-            "tokenizer": _tokenizer_key(target, changed),
+            "tokenizer": tokenizer_key(target, changed),
         }
     )
     spec = AuditSpec(model=model, data=data, method=target.method, seed=0, reference=other)
@@ -184,7 +184,7 @@ def _kept_candidates(
     """The same of the tuned model, from the folder once they are there."""
     file = ledger.folder.path / "candidates.parquet"
     if not file.exists():
-        model = _load(ready.target.tuned[0], ready.base)
+        model = load_tuned(ready.target.tuned[0], ready.base)
         found = candidate_losses(manifest, telling, ready.checker.encoder, model, ready.base.budget, progress.note)
         rows = [{"family": f, "prompt": p, "losses": losses.tolist()} for (f, p), losses in found.items()]
         schema = pa.schema([("family", pa.string()), ("prompt", pa.string()), ("losses", pa.list_(pa.float64()))])
